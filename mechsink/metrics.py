@@ -1,0 +1,84 @@
+"""Metrics: a run to one number per prompt, in a stated unit.
+
+A metric names the sites it reads, so that the same patching and attribution
+answers "what knows the answer?" and "what makes this sink?".
+May import: sites, run.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechsink.run import Run
+from mechsink.sites import Site
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """Prompts with a right and a wrong next token, one each a prompt."""
+
+    answers: Int[Tensor, " prompt"]
+    wrong: Int[Tensor, " prompt"]
+
+
+@dataclass(frozen=True)
+class LogitDiff:
+    """Logit of the answer minus logit of the wrong answer, at the last position.
+
+    In nats: a difference of log-probabilities, since both share a normaliser.
+    """
+
+    reads: frozenset[Site] = frozenset()
+
+    def __call__(self, run: Run, prompts: Answers) -> Float[Tensor, " prompt"]:
+        """One difference a prompt."""
+        last = run.logits[:, -1]
+        return _at(last, prompts.answers) - _at(last, prompts.wrong)
+
+
+@dataclass(frozen=True)
+class AnswerLogprob:
+    """Log-probability of the answer at the last position, nats."""
+
+    reads: frozenset[Site] = frozenset()
+
+    def __call__(self, run: Run, prompts: Answers) -> Float[Tensor, " prompt"]:
+        """One log-probability a prompt."""
+        return _at(run.logits[:, -1].log_softmax(-1), prompts.answers)
+
+
+@dataclass(frozen=True)
+class SinkAttention:
+    """A head's attention to one position, averaged over later queries, 0 to 1.
+
+    Source: importance score of Gu et al. 2024 (arXiv:2410.10781).
+    """
+
+    layer: int
+    head: int
+    position: int = 0
+
+    @property
+    def reads(self) -> frozenset[Site]:
+        """The head's pattern."""
+        return frozenset({Site("pattern", self.layer, head=self.head)})
+
+    def __call__(self, run: Run, prompts: Any = None) -> Float[Tensor, " prompt"]:
+        """One score a prompt."""
+        (site,) = self.reads
+        return run.cache[site][:, self.position :, self.position].mean(-1)
+
+
+logit_diff = LogitDiff()
+answer_logprob = AnswerLogprob()
+
+
+def sink_attention(*, layer: int, head: int, position: int = 0) -> SinkAttention:
+    """The metric "how much of a sink is this position for this head?"."""
+    return SinkAttention(layer, head, position)
+
+
+def _at(values: Tensor, tokens: Tensor) -> Tensor:
+    return values.gather(-1, tokens.to(values.device)[:, None])[:, 0]

@@ -1,0 +1,4 @@
+"""The only room that knows a backend: every model becomes a `mechsink.Model`.
+
+May import: sites, run, toy_tasks.
+"""

@@ -1,0 +1,277 @@
+"""Any Hugging Face causal language model, through TransformerLens's bridge.
+
+Two views of the model share its weights: a bridged one, whose hooks give every
+site, and a plain one, whose attention can be watched in linear memory and whose
+blocks can be replayed (resume.py). The user's own model is never touched.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mechsink.models.hooks import SiteHooks, check_tokens
+from mechsink.models.patterns import visit_patterns
+from mechsink.models.plain import PlainModel
+from mechsink.models.selfcheck import available_sites, selfcheck_run
+from mechsink.models.views import shared_view, unbridged
+from mechsink.run import Edit, LayerAttention, ModelShape, Run
+from mechsink.sites import Site
+
+HOOKS = {
+    "resid_pre": "blocks.{}.hook_resid_pre",
+    "resid_post": "blocks.{}.hook_resid_post",
+    "attn_out": "blocks.{}.hook_attn_out",
+    "mlp_out": "blocks.{}.hook_mlp_out",
+    "mlp_post": "blocks.{}.mlp.hook_post",
+    "q": "blocks.{}.attn.hook_q",
+    "k": "blocks.{}.attn.hook_k",
+    "v": "blocks.{}.attn.hook_v",
+    "z": "blocks.{}.attn.hook_z",
+    "attn_scores": "blocks.{}.attn.hook_attn_scores",
+    "pattern": "blocks.{}.attn.hook_pattern",
+}
+"""Site name to TransformerLens's hook. resid_mid has none of its own: the
+bridge's hook_resid_mid is the MLP norm's input only, so an edit there would miss
+the skip path; `SiteHooks` goes through resid_pre and attn_out instead."""
+
+
+class BridgeModel:
+    """A Hugging Face causal language model as a `mechsink.Model`.
+
+    Args:
+        hf_model: the model; put in no other mode and left unchanged.
+        tokenizer: its tokenizer, or None to work with token tensors only.
+        name: what to call it in results.
+        info: more provenance to store with every result.
+        selfcheck: prove the hooks right on first use (selfcheck.py).
+    """
+
+    def __init__(
+        self,
+        hf_model: nn.Module,
+        tokenizer: Any = None,
+        *,
+        name: str = "hugging face model",
+        info: Mapping[str, Any] | None = None,
+        selfcheck: bool = True,
+    ) -> None:
+        self.name = name
+        self._prove = selfcheck
+        self.tokenizer = tokenizer
+        self.plain = PlainModel(shared_view(hf_model))
+        self._info = dict(info or {})
+
+    @classmethod
+    def from_bridge(
+        cls, bridge: Any, tokenizer: Any = None, **options: Any
+    ) -> "BridgeModel":
+        """Wrap a TransformerBridge's model, sharing its weights.
+
+        Raises:
+            ValueError: the bridge's weights were changed (folded, centred) or cannot
+                be told apart; pass the Hugging Face model instead.
+        """
+        name = options.pop("name", None) or type(bridge.original_model).__name__
+        return cls(unbridged(bridge), tokenizer, name=name, **options)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the embedding."""
+        return self.plain.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return self.plain.dtype
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.shape.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads a layer."""
+        return self.shape.n_heads
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Backend, architecture, versions and whatever the loader added."""
+        return {
+            "backend": "transformer_lens",
+            "architecture": type(self.plain.model).__name__,
+            "attention": "eager (sites), "
+            + ("flash or chunked (sinks)" if self.plain.attends else "eager (sinks)"),
+            "transformers": version("transformers"),
+            "transformer_lens": version("transformer-lens"),
+            **self._info,
+        }
+
+    @functools.cached_property
+    def bridge(self) -> Any:
+        """The TransformerLens bridge over a view of its own."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+            view = shared_view(self.plain.model, eager=True)
+            bridge = build_bridge_from_module(
+                view, type(view).__name__, hf_config=view.config
+            )
+        bridge.eval()
+        return bridge
+
+    @property
+    def shape(self) -> ModelShape:
+        """Sizes, and the sites that this model proved to have."""
+        return self._shape
+
+    @functools.cached_property
+    def _shape(self) -> ModelShape:
+        cfg = self.bridge.cfg
+        candidates = {name for name in HOOKS if self._has_hook(name)}
+        if "attn_out" in candidates and not self._is_parallel():
+            candidates.add("resid_mid")
+        shape = ModelShape(
+            n_layers=cfg.n_layers,
+            n_heads=cfg.n_heads,
+            n_kv_heads=cfg.n_key_value_heads or cfg.n_heads,
+            d_model=cfg.d_model,
+            d_head=cfg.d_head,
+            d_mlp=cfg.d_mlp or 0,
+            d_vocab=cfg.d_vocab,
+            n_ctx=cfg.n_ctx,
+            sites=frozenset(candidates),
+        )
+        shape = available_sites(shape, self._run, self.device)
+        if self._prove:
+            run = functools.partial(self._run, shape)
+            with torch.no_grad():
+                selfcheck_run(shape, run, self.plain.model, self.device).require(
+                    self.name
+                )
+        return shape
+
+    def to_tokens(self, texts: str | Sequence[str]) -> Int[Tensor, "batch pos"]:
+        """Tokens by the tokenizer's own habit; nothing is added to it.
+
+        Raises:
+            ValueError: no tokenizer, an empty text, or texts of unequal length.
+        """
+        if self.tokenizer is None:
+            raise ValueError(
+                f"to_tokens: {self.name} was loaded without a tokenizer. Pass token "
+                "tensors, or load it with ms.load_model(model, tokenizer=...)."
+            )
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        rows = [self.tokenizer(text)["input_ids"] for text in texts]
+        lengths = [len(row) for row in rows]
+        if not rows or min(lengths) == 0:
+            raise ValueError(
+                f"to_tokens: got {len(rows)} texts with {lengths} tokens. Give at "
+                "least one text, each with at least one token."
+            )
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"to_tokens: the texts have {lengths} tokens, and one tensor needs "
+                "equal lengths (padding would change what is measured). Tokenise "
+                "them one by one, or cut them to the same length."
+            )
+        return torch.tensor(rows, device=self.device)
+
+    def to_strings(self, tokens: Int[Tensor, " pos"]) -> list[str]:
+        """One readable string a token; numbers without a tokenizer."""
+        if self.tokenizer is None:
+            return [str(int(token)) for token in tokens]
+        return [self.tokenizer.decode([int(token)]) for token in tokens]
+
+    def run(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        read: Collection[Site] = (),
+        edit: Mapping[Site, Edit] | None = None,
+        grad: bool = False,
+    ) -> Run:
+        """One forward pass; see `mechsink.run.Model.run`."""
+        for site in (*read, *(edit or {})):
+            self.shape.check(site)
+        for site in edit or {}:
+            if site.name in self.shape.read_only:
+                raise ValueError(
+                    f"{site}: this model's own attention code discards edits of "
+                    f"{site.name}; it can only be read. Edit z or attn_out instead."
+                )
+        return self._run(self.shape, tokens, read=read, edit=edit, grad=grad)
+
+    def visit(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        attention: Callable[[LayerAttention], None] | None = None,
+        residual: Callable[[int, Float[Tensor, "batch pos d_model"]], None]
+        | None = None,
+    ) -> None:
+        """One forward pass, layer by layer; see `mechsink.run.Model.visit`."""
+        check_tokens(tokens, self.plain.d_vocab, self.plain.n_ctx)
+        tokens = tokens.to(self.device)
+        if attention is None or self.plain.attends:
+            self.plain.visit(tokens, attention, residual)
+            return
+        run = functools.partial(self._run, self.shape)
+        layers = range(self.n_layers)
+        visit_patterns(
+            run, tokens, self.n_layers, layers, self.shape.sites, attention, residual
+        )
+
+    def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """Output weights of a layer's heads."""
+        return self.bridge.blocks[layer].attn.W_O.detach()
+
+    def _run(
+        self,
+        shape: ModelShape,
+        tokens: Tensor,
+        *,
+        read: Collection[Site] = (),
+        edit: Mapping[Site, Edit] | None = None,
+        grad: bool = False,
+        on_read: Callable[[Site, Tensor], None] | None = None,
+        must_fire: bool = True,
+    ) -> Run:
+        check_tokens(tokens, shape.d_vocab, shape.n_ctx)
+        tokens = tokens.to(self.device)
+        hooks = SiteHooks(read, edit, grad, on_read)
+        functions = [
+            (HOOKS[site.name].format(site.layer), _as_hook(function))
+            for site, function in hooks.points(resid_mid_is_hook=False).items()
+        ]
+        with torch.set_grad_enabled(grad):
+            logits = self.bridge.run_with_hooks(
+                tokens, fwd_hooks=functions, return_type="logits"
+            )
+        if must_fire:
+            hooks.check_all_fired()
+        return Run(tokens, logits, hooks.cache)
+
+    def _has_hook(self, name: str) -> bool:
+        hook = HOOKS[name].format(0)
+        return hook in self.bridge.hook_dict
+
+    def _is_parallel(self) -> bool:
+        from transformer_lens.model_bridge.generalized_components import (
+            ParallelBlockBridge,
+        )
+
+        parallel = getattr(self.bridge.cfg, "parallel_attn_mlp", False)
+        return bool(parallel) or isinstance(self.bridge.blocks[0], ParallelBlockBridge)
+
+
+def _as_hook(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+    return lambda tensor, hook: function(tensor)

@@ -1,0 +1,242 @@
+"""`load_model`: one door to every model that can be measured."""
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from mechsink.models import pretrained
+from mechsink.models.bridge import BridgeModel
+from mechsink.models.toy import ToyModel
+from mechsink.run import Model
+from toy_tasks.storage import FORMAT as TOY_RUN
+from toy_tasks.transformer import ToyTransformer
+
+Backend = Literal["transformer_lens", "nnsight"]
+EMBEDDED = ("smollm2",)
+
+
+def load_model(
+    source: "str | Path | nn.Module | Model",
+    *,
+    tokenizer: Any = None,
+    backend: Backend = "transformer_lens",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    name: str | None = None,
+    selfcheck: bool = True,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a model to measure.
+
+    Args:
+        source: "smollm2" (embedded), "toy:FOLDER" (a run of toy_tasks.train), a
+            local Hugging Face folder, a hub id, a PreTrainedModel, a
+            TransformerBridge, a ToyTransformer, or a Model, returned as it is.
+        tokenizer: for a model object; without one, pass tokens, not texts.
+        backend: "transformer_lens"; "nnsight" is to come.
+        device: default: where a model object lies; else CUDA where there is one.
+        dtype: of the weights; default: as stored (float32 for smollm2).
+        revision: hub revision, or for a toy its checkpoint's step.
+        name: what results call it.
+        selfcheck: prove the hooks right before first use (a few short passes).
+        trust_remote_code: let a hub model run its own Python code.
+
+    Raises:
+        ValueError: unknown name (the nearest is suggested) or option.
+        FileNotFoundError: no such folder, or weights that are not here; the
+            message names the command that helps.
+    """
+    if backend != "transformer_lens":
+        raise ValueError(
+            f"load_model: backend={backend!r} is not available. "
+            'Allowed: "transformer_lens".'
+        )
+    if isinstance(source, Model):
+        return source
+    options: dict[str, Any] = {"selfcheck": selfcheck}
+    if isinstance(source, nn.Module):
+        return _from_object(source, tokenizer, device, dtype, name, options)
+    text = str(source)
+    if text.startswith("toy:") or _is_toy_run(Path(text)):
+        folder = text.removeprefix("toy:")
+        step = None if revision is None else int(revision)
+        return ToyModel.from_folder(folder, step=step, device=device, name=name)
+    location: str | Path = text
+    info: dict[str, Any] = {}
+    if text in EMBEDDED:
+        if pretrained.gguf_folder() is not None:
+            location = pretrained.converted()
+            info["weights_note"] = pretrained.WEIGHTS_NOTE
+            info["weights_package"] = pretrained.PACKAGE
+        else:
+            location = pretrained.HUB_ID
+    model, own_tokenizer = _from_pretrained(
+        location, text, device, dtype, revision, trust_remote_code
+    )
+    return BridgeModel(
+        model, tokenizer or own_tokenizer, name=name or text, info=info, **options
+    )
+
+
+def available_models(folder: str | Path = ".") -> list[dict[str, Any]]:
+    """What can be loaded here, and how: name, what, how, ready.
+
+    Args:
+        folder: searched, two levels deep, for toy runs and Hugging Face folders.
+    """
+    has_package = pretrained.gguf_folder() is not None
+    is_converted = (pretrained.cache_folder() / "manifest.json").is_file()
+    state = "converted" if is_converted else "converted at first load, about 15 s"
+    rows: list[dict[str, Any]] = [
+        {
+            "name": "smollm2",
+            "what": "SmolLM2-135M-Instruct, embedded, 4-bit weights"
+            + (f" ({state})" if has_package else " (package not installed)"),
+            "how": 'load_model("smollm2")' if has_package else pretrained.INSTALL,
+            "ready": has_package,
+        }
+    ]
+    root = Path(folder)
+    for path in sorted({*root.glob("*/config.json"), *root.glob("*/*/config.json")}):
+        place = path.parent
+        if _is_toy_run(place):
+            how = f'load_model("toy:{place}")'
+            what = "toy transformer of toy_tasks.train"
+        elif any(place.glob("*.safetensors")):
+            how, what = f'load_model("{place}")', "local Hugging Face folder"
+        else:
+            continue
+        rows.append({"name": str(place), "what": what, "how": how, "ready": True})
+    online = os.environ.get("HF_HUB_OFFLINE", "0") not in ("1", "ON", "YES", "TRUE")
+    rows.append(
+        {
+            "name": "ORG/NAME",
+            "what": "any causal language model on the Hugging Face hub",
+            "how": 'load_model("ORG/NAME")' if online else "unset HF_HUB_OFFLINE",
+            "ready": online,
+        }
+    )
+    return rows
+
+
+def _from_object(
+    source: nn.Module,
+    tokenizer: Any,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    name: str | None,
+    options: dict[str, Any],
+) -> Model:
+    if device is not None or dtype is not None:
+        raise ValueError(
+            "load_model: device= and dtype= apply to models loaded by name. Move or "
+            "cast a model object yourself first: model.to(device, dtype)."
+        )
+    if isinstance(source, ToyTransformer):
+        return ToyModel(source, name=name or "toy")
+    if type(source).__name__ == "TransformerBridge":
+        bridge: Any = source
+        tokenizer = tokenizer or bridge.tokenizer
+        return BridgeModel.from_bridge(bridge, tokenizer, name=name, **options)
+    from transformers import PreTrainedModel
+
+    if not isinstance(source, PreTrainedModel):
+        raise ValueError(
+            f"load_model: a {type(source).__name__} cannot be wrapped. Allowed: a "
+            "Hugging Face causal language model, a TransformerBridge, a "
+            "ToyTransformer, or any object with the methods of mechsink.run.Model."
+        )
+    return BridgeModel(source, tokenizer, name=name or type(source).__name__, **options)
+
+
+def _from_pretrained(
+    location: str | Path,
+    asked: str,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> tuple[nn.Module, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    is_folder = Path(location).is_dir()
+    if not is_folder:
+        _check_name(asked)
+    options: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": is_folder,
+        "revision": revision or "main",
+    }
+    try:
+        with pretrained.quiet_loading():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                location,
+                dtype=dtype or "auto",
+                use_safetensors=True,  # pickle files are never opened
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _load_error(asked, is_folder, error) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+    except (OSError, ValueError, KeyError):
+        tokenizer = None  # a model without one still takes tokens
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device), tokenizer
+
+
+def _check_name(name: str) -> None:
+    near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1)
+    if near and "/" not in name:
+        raise ValueError(
+            f"load_model: no model is called {name!r}. Did you mean {near[0]!r}? "
+            "`mechsink models` lists what can be loaded here."
+        )
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise FileNotFoundError(
+            f"load_model: there is no folder {name!r}. Give a folder with config.json "
+            "and *.safetensors, a hub id such as 'ORG/NAME', or 'smollm2'."
+        )
+
+
+def _load_error(asked: str, is_folder: bool, error: Exception) -> OSError:
+    if is_folder:
+        files = [path.name for path in Path(asked).iterdir()]
+        pickled = [f for f in files if f.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+        if pickled and not any(f.endswith(".safetensors") for f in files):
+            return OSError(
+                f"load_model: {asked} holds its weights as {pickled[0]}, a pickle "
+                "file, which could run any code and is never opened. Save it again "
+                "with model.save_pretrained(folder), which writes safetensors."
+            )
+        return OSError(
+            f"load_model: {asked} could not be loaded: {_first_line(error)} "
+            "Needed: config.json and *.safetensors of a causal language model, as "
+            "model.save_pretrained(folder) writes them."
+        )
+    return FileNotFoundError(
+        f"load_model: {asked!r} is not a local folder, is not in the local hub cache, "
+        f"and could not be fetched from the hub: {_first_line(error)} With no network, "
+        "use 'smollm2' (embedded), a local folder, or download it elsewhere and set "
+        "HF_HOME to that cache. `mechsink models` lists what can be loaded here."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    return line[:200].rstrip(".") + "."
+
+
+def _is_toy_run(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "config.json").read_text())["format"] == TOY_RUN
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
