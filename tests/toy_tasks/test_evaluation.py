@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from toy_tasks import BigramBackcopy, evaluate
+from toy_tasks.claims import sink_figures
+
+
+class Oracle(nn.Module):
+    """Knows the law; mixes in a uniform one with weight `doubt`."""
+
+    def __init__(self, task: BigramBackcopy, doubt: float = 0.0) -> None:
+        super().__init__()
+        self.task, self.doubt = task, doubt
+
+    def forward(self, tokens):
+        law = self.task.oracle_logprobs(tokens).exp()
+        return ((1 - self.doubt) * law + self.doubt / self.task.d_vocab).log()
+
+
+def test_the_oracle_has_no_excess_risk(abc):
+    tokens = abc.sample(50, 40, seed=0)
+    result = evaluate(Oracle(abc, 1e-12), abc, tokens)
+    assert result["excess"] == pytest.approx(0, abs=1e-9)
+    assert result["loss"] == pytest.approx(result["oracle_loss"])
+
+
+def test_risks_of_the_uniform_guesser_by_hand(abc):
+    """ln 4 on every token: 4 tokens, one bit after b or c, no doubt after a."""
+    tokens = abc.sample(50, 40, seed=0)
+    result = evaluate(Oracle(abc, 1.0), abc, tokens)
+    assert result["loss"] == pytest.approx(math.log(4))
+    assert result["trigger_loss"] == pytest.approx(math.log(4))
+    assert result["trigger_excess"] == pytest.approx(math.log(4))
+    assert result["markov_excess"] == pytest.approx(math.log(2))
+    first = math.log(3) - 2 / 3 * math.log(2)
+    assert result["first_excess"] == pytest.approx(math.log(4) - first)
+
+
+def test_excess_is_the_loss_above_the_oracle_on_average(task):
+    tokens = task.sample(400, 65, seed=1)
+    result = evaluate(Oracle(task, 0.3), task, tokens)
+    measured = result["loss"] - result["oracle_loss"]
+    assert result["excess"] == pytest.approx(measured, abs=0.01)
+
+
+def test_a_group_without_positions_is_nan(abc):
+    result = evaluate(Oracle(abc), abc, torch.tensor([abc.encode("<s>bbb")]))
+    assert math.isnan(result["trigger_loss"])
+
+
+def test_sink_figures_of_a_planted_head(abc):
+    """Scores all equal: attention 1/(i+1) everywhere, sink logit 0."""
+    from toy_tasks import ToyConfig, ToyTransformer
+
+    model = ToyTransformer(ToyConfig(d_vocab=4, d_model=8, d_head=4, n_ctx=4))
+    nn.init.zeros_(model.blocks[0].attn.W_Q)
+    tokens = torch.tensor([abc.encode("<s>bab")])
+    (row,) = sink_figures(model, abc, tokens)
+    assert row["bos_markov"] == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert row["bos_trigger"] == row["previous_trigger"] == pytest.approx(1 / 3)
+    assert row["sink_logit"] == pytest.approx(0, abs=1e-6)
+
+    def planted(module, inputs, scores):  # 6 at key 0, key's own index elsewhere
+        values = torch.tensor([6.0, 1, 2, 3]).expand(4, 4)
+        return torch.where(scores.isinf(), scores, values)
+
+    model.blocks[0].attn.hook_attn_scores.register_forward_hook(planted)
+    (row,) = sink_figures(model, abc, tokens)
+    assert row["sink_logit"] == pytest.approx((6 - 1 + 6 - 2) / 2)

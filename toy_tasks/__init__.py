@@ -1,0 +1,24 @@
+"""Toy tasks with known answers, and small transformers trained on them.
+
+Pure torch: imports nothing of mechsink.
+"""
+
+from toy_tasks.bigram_backcopy import BigramBackcopy
+from toy_tasks.config import ToyConfig
+from toy_tasks.evaluation import evaluate
+from toy_tasks.presets import PRESETS, Preset
+from toy_tasks.runs import TrainRun, load_run
+from toy_tasks.training import train
+from toy_tasks.transformer import ToyTransformer
+
+__all__ = [
+    "PRESETS",
+    "BigramBackcopy",
+    "Preset",
+    "ToyConfig",
+    "ToyTransformer",
+    "TrainRun",
+    "evaluate",
+    "load_run",
+    "train",
+]

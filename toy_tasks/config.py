@@ -1,0 +1,111 @@
+"""Sizes and switches of the toy transformer."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+Norm = Literal["layer", "rms", "none"]
+Positions = Literal["learned", "sinusoidal", "none"]
+Normaliser = Literal["softmax", "relu"]
+Nonlinearity = Literal["relu", "linear"]
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """What a `ToyTransformer` is, with the ablation switches of the paper.
+
+    `d_vocab=0` stands for "as many as the task has"; `train` fills it in.
+
+    Raises:
+        ValueError: a size under 1, an unknown choice, a layer that is not there.
+
+    Source: Guo et al. 2024 (arXiv:2410.13835) for architecture and ablations.
+    """
+
+    d_vocab: int = 0
+    n_layers: int = 1
+    n_heads: int = 1
+    d_model: int = 64
+    d_head: int = 64
+    d_mlp: int = 256
+    n_ctx: int = 64  # longest prompt, tokens
+    n_kv_heads: int | None = None  # None: n_heads
+    norm: Norm = "layer"
+    positions: Positions = "learned"
+    attention: Normaliser = "softmax"  # "relu": relu(score) / (query position + 1)
+    mlp: Nonlinearity = "relu"
+    attn_layers: tuple[int, ...] | None = None  # layers with attention; None: all
+    mlp_layers: tuple[int, ...] | None = None  # layers with an MLP; None: all
+    tied: bool = False  # unembedding = embedding transposed
+    frozen: tuple[str, ...] = ()  # parameters whose name starts so stay as they began
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"ToyConfig: {name}={getattr(self, name)}. It must be at least 1."
+                )
+        if self.d_vocab < 0:
+            raise ValueError(
+                f"ToyConfig: d_vocab={self.d_vocab}. Allowed: 1 and more, or 0 to "
+                "let train take the task's."
+            )
+        for name, choices in (
+            ("norm", get_args(Norm)),
+            ("positions", get_args(Positions)),
+            ("attention", get_args(Normaliser)),
+            ("mlp", get_args(Nonlinearity)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"ToyConfig: {name}={getattr(self, name)!r}. Allowed: "
+                    f"{', '.join(map(repr, choices))}."
+                )
+        if self.kv_heads < 1 or self.n_heads % self.kv_heads:
+            raise ValueError(
+                f"ToyConfig: n_kv_heads={self.n_kv_heads} does not divide "
+                f"n_heads={self.n_heads}. Each key-value head serves equally many."
+            )
+        for name in ("attn_layers", "mlp_layers"):
+            for layer in getattr(self, name) or ():
+                if not 0 <= layer < self.n_layers:
+                    raise ValueError(
+                        f"ToyConfig: {name} names layer {layer}. Allowed: 0 to "
+                        f"{self.n_layers - 1}; None for all, () for no layer."
+                    )
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key-value heads."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    def has_attention(self, layer: int) -> bool:
+        """Whether that layer has attention heads."""
+        return self.attn_layers is None or layer in self.attn_layers
+
+    def has_mlp(self, layer: int) -> bool:
+        """Whether that layer has an MLP."""
+        return self.mlp_layers is None or layer in self.mlp_layers
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as JSON values."""
+        data = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ToyConfig":
+        """Rebuild what `to_json` wrote.
+
+        Raises:
+            ValueError: a field is unknown or missing.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(data) != names:
+            raise ValueError(
+                f"ToyConfig.from_json: fields {sorted(set(data) ^ names)} are unknown "
+                f"or missing. Allowed: exactly {sorted(names)}."
+            )
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in data.items()
+        }
+        return cls(**values)

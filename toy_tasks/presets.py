@@ -1,0 +1,111 @@
+"""Named training recipes: model, optimiser, number of steps, checkpoint schedule."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from toy_tasks.config import ToyConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How to train: everything that decides the weights, but the task and the seed.
+
+    Vary one with `dataclasses.replace(PRESETS["bb-cpu"], steps=500)`.
+
+    Raises:
+        ValueError: a number out of range, an unknown optimiser or dtype.
+    """
+
+    name: str
+    model: ToyConfig  # d_vocab=0: the task's
+    steps: int  # optimiser steps, each on fresh sequences
+    batch: int  # sequences a step, each of model.n_ctx positions
+    lr: float
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.99)  # AdamW
+    momentum: float = 0.9  # SGD
+    weight_decay: float = 1e-4
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: products only
+    checkpoints: int | tuple[int, ...] = 40  # about so many log-spaced, or these steps
+    log_every: int = 10  # steps between lines of log.jsonl
+    save_every: int = 200  # steps between saves of the training state
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"Preset: {name}={getattr(self, name)}. It must be at least 1."
+                )
+        for name, allowed in (
+            ("optimizer", ("adamw", "sgd")),
+            ("dtype", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"Preset: {name}={getattr(self, name)!r}. Allowed: "
+                    f"{' or '.join(map(repr, allowed))}."
+                )
+        if not self.lr > 0:
+            raise ValueError(f"Preset: lr={self.lr}. The step size must be above 0.")
+        if isinstance(self.checkpoints, tuple):
+            outside = [s for s in self.checkpoints if not 0 <= s <= self.steps]
+            if outside:
+                raise ValueError(
+                    f"Preset: checkpoints {outside} lie outside the run. Allowed: "
+                    f"0 (before the first step) to {self.steps} (steps)."
+                )
+        elif self.checkpoints < 1:
+            raise ValueError(
+                f"Preset: checkpoints={self.checkpoints}. Pass at least 1, or the "
+                "steps themselves as a tuple."
+            )
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps whose weights are kept, ascending; the last step always is."""
+        if isinstance(self.checkpoints, tuple):
+            return sorted({*self.checkpoints, self.steps})
+        return log_spaced(self.steps, self.checkpoints)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as JSON values."""
+        data = {**asdict(self), "model": self.model.to_json()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Preset":
+        """Rebuild what `to_json` wrote.
+
+        Raises:
+            ValueError: a field is unknown or missing.
+        """
+        names = {f.name for f in fields(cls)}
+        if set(data) != names:
+            raise ValueError(
+                f"Preset.from_json: fields {sorted(set(data) ^ names)} are unknown or "
+                f"missing. Allowed: exactly {sorted(names)}."
+            )
+        data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**{**data, "model": ToyConfig.from_json(data["model"])})
+
+
+def log_spaced(steps: int, n: int) -> list[int]:
+    """0 and about `n` steps from 1 to `steps`, evenly spaced in the logarithm."""
+    return [0, *np.unique(np.geomspace(1, steps, n).round().astype(int)).tolist()]
+
+
+_PAPER = ToyConfig(d_model=256, d_head=256, d_mlp=1024, n_ctx=256)
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("bb-cpu", ToyConfig(), steps=1500, batch=64, lr=6e-3),
+        Preset("bb3-cpu", ToyConfig(n_layers=3), steps=2500, batch=64, lr=6e-3),
+        Preset("bb-sgd", ToyConfig(), steps=4000, batch=64, lr=0.03, optimizer="sgd"),
+        Preset("bb-relu", ToyConfig(attention="relu"), steps=3000, batch=64, lr=3e-3),
+        # The published sizes and step numbers; for a GPU.
+        Preset("bb-paper", _PAPER, steps=10_000, batch=512, lr=3e-4, checkpoints=100),
+    )
+}
+"""Recipes by name; docs/toy-presets.md shows what each was measured to do."""

@@ -1,0 +1,164 @@
+"""Files of a run: written whole or not at all, read only if they are what they say.
+
+Tensors are safetensors, everything else JSON. Pickle is neither written nor read:
+loading one runs whatever code it holds.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = "toy_tasks run 1"
+_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put `data` at `path` so that a reader, or a kill, sees the old or the new file.
+
+    Raises:
+        OSError: the folder cannot be written; no part of the file is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(
+            f"cannot write {path}: {error.strerror or error}. Choose a folder that you "
+            "may write to, on a disk with room, and run again: a run goes on from its "
+            "last saved state."
+        ) from error
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
+    """Write tensors with JSON `facts` in the header, atomically."""
+    from safetensors.torch import save
+
+    flat = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    # One key: with two, safetensors would write them in an order of its own.
+    header = {FORMAT: json.dumps(facts)}
+    write_atomically(path, save(flat, metadata=header))
+
+
+def read_tensors(path: Path, run_id: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a file that `write_tensors` wrote for this run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a pickle (refused by name, never opened), a truncated file, or
+            safetensors that come from elsewhere or from another run.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix in _PICKLES:
+        raise ValueError(
+            f"{path} is a pickle by its name, and loading a pickle runs the code in "
+            "it: refused. Allowed: .safetensors files that toy_tasks wrote. To bring "
+            "weights in, save them with safetensors where you trust them."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Train a run into that folder.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({error}). Delete it; train "
+            "writes it again when called on its folder."
+        ) from error
+    if FORMAT not in header:
+        raise ValueError(
+            f"{path} was not written by toy_tasks: its header lacks {FORMAT!r} (it "
+            f"has {sorted(header) or 'nothing'}). Delete it, or put the run's own back."
+        )
+    facts = json.loads(header[FORMAT])
+    if facts.get("run") != run_id:
+        raise ValueError(
+            f"{path} belongs to another run than the config.json beside it (another "
+            "task, preset or seed). Put it back where it belongs, or delete it: train "
+            "writes this run's own again when called on the folder."
+        )
+    return tensors, facts
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically; numbers keep every bit."""
+    write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object that `write_json` wrote.
+
+    Raises:
+        ValueError: the file is not a JSON object.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:  # bad JSON, or bytes that are no text
+        raise ValueError(f"{path} is damaged: no JSON ({error}).") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, not a JSON object.")
+    return data
+
+
+def load_weights(
+    model: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path
+) -> None:
+    """Copy `tensors` into the model if names and shapes are exactly the model's.
+
+    Raises:
+        ValueError: a name or shape differs.
+    """
+    want = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    have = {name: tuple(t.shape) for name, t in tensors.items()}
+    if want != have:
+        name = sorted(k for k in want | have if want.get(k) != have.get(k))[0]
+        raise ValueError(
+            f"{path} does not fit the model in config.json: {name} is "
+            f"{have.get(name, 'missing')} in the file, {want.get(name, 'missing')} in "
+            "the model. It comes from another run; put it back where it belongs."
+        )
+    model.load_state_dict(dict(tensors))
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for one process; the system lets go when the process ends.
+
+    Raises:
+        RuntimeError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock, the user takes care
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"train: another process is training in {folder}. Wait until it has "
+                "finished, or choose another folder."
+            ) from None
+        for leftover in folder.rglob(".*.tmp"):  # of a run killed while writing
+            leftover.unlink()
+        yield
+    finally:
+        os.close(handle)

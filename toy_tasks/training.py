@@ -1,0 +1,155 @@
+"""Train a toy transformer; a killed run goes on bit for bit where it was saved."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from toy_tasks.bigram_backcopy import BigramBackcopy
+from toy_tasks.presets import Preset
+from toy_tasks.progress import progress_bar
+from toy_tasks.runs import TrainRun, checkpoint_path, claim, load_run
+from toy_tasks.state import TrainingState
+from toy_tasks.storage import locked, write_tensors
+from toy_tasks.transformer import ToyTransformer
+
+Callback = Callable[[int, ToyTransformer, BigramBackcopy], object]
+
+
+def train(
+    task: BigramBackcopy,
+    preset: Preset,
+    folder: str | Path,
+    seed: int = 0,
+    *,
+    callbacks: Sequence[Callback] = (),
+    callback_steps: Sequence[int] | None = None,
+    device: str | torch.device | None = None,
+    progress: bool | None = None,
+) -> TrainRun:
+    """Train into `folder`, or go on with the run that is there.
+
+    Step s trains on `task.sample(..., seed=(seed, s))`, so a run is a function of
+    task, preset and seed: called again after a kill it reaches the same bits, given
+    the same machine, thread count and torch; called when finished it returns at once.
+
+    Args:
+        callbacks: called as callback(step, model, task) with the model in eval mode
+            and no gradient. Steps that a resumed run has behind it are not repeated.
+        callback_steps: when; by default the checkpoint steps.
+        device: by default CUDA if there is one, else the CPU.
+        progress: show a bar with rate and time left; None: only on a terminal.
+
+    Raises:
+        ValueError: the folder holds another run, or a damaged or foreign file.
+        RuntimeError: another process is training there.
+        OSError: the folder cannot be written.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    folder = Path(folder)
+    _make_folder(folder)
+    with locked(folder):
+        claim(folder, task, preset, seed)
+        run_steps = preset.checkpoint_steps()
+        state = TrainingState.start(task, preset, seed, folder, device)
+        if state.step < preset.steps:
+            calls = set(run_steps if callback_steps is None else callback_steps)
+            with progress_bar(preset.steps, state.step, progress) as advance:
+                for step in _steps(state, task, preset, seed, folder):
+                    if step in calls:
+                        _call(callbacks, step, state.model, task)
+                    advance(step, state.log)
+    return load_run(folder)
+
+
+def _steps(
+    state: TrainingState, task: BigramBackcopy, preset: Preset, seed: int, folder: Path
+) -> Iterator[int]:
+    """Train to the end, yielding the updates made: 0 first, unless resumed."""
+    kept = set(preset.checkpoint_steps())
+    device = state.model.W_E.device
+    length = state.model.config.n_ctx + 1
+
+    def keep() -> None:
+        if state.step in kept:
+            path = checkpoint_path(folder, state.step)
+            write_tensors(path, state.model.state_dict(), state.facts)
+
+    if not state.resumed:
+        keep()
+        yield 0
+    with _deterministic(device):
+        while state.step < preset.steps:
+            state.model.train()
+            tokens = task.sample(preset.batch, length, (seed, state.step), device)
+            loss = update(state.model, state.optimizer, tokens, preset.dtype)
+            state.step += 1
+            is_last = state.step == preset.steps
+            if state.step % preset.log_every == 0 or state.step == 1 or is_last:
+                state.log.append({"step": state.step, "loss": loss.item()})
+            keep()
+            yield state.step
+            if state.step % preset.save_every == 0 or is_last:
+                state.save(folder)
+
+
+def update(
+    model: ToyTransformer,
+    optimizer: torch.optim.Optimizer,
+    tokens: Int[Tensor, "batch pos"],
+    dtype: str = "float32",
+) -> Float[Tensor, ""]:
+    """One optimiser step on next-token cross-entropy; the loss before it, nats."""
+    is_mixed = dtype == "bfloat16"
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=is_mixed):
+        logits = model(tokens[:, :-1])
+    loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _call(
+    callbacks: Sequence[Callback],
+    step: int,
+    model: ToyTransformer,
+    task: BigramBackcopy,
+) -> None:
+    model.eval()
+    with torch.no_grad():
+        for callback in callbacks:
+            callback(step, model, task)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"train: cannot make the folder {folder}: {error.strerror or error}. "
+            "Choose one inside a folder that you may write to."
+        ) from error
+
+
+@contextlib.contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """On CUDA, ask torch for kernels that give the same bits every time."""
+    if device.type != "cuda":  # the CPU's kernels do so already
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
