@@ -24,7 +24,8 @@ class ModelShape:
 
     `sites` are the names in `AXES` that this model can read: parallel blocks,
     for example, have no resid_mid. Those in `read_only` refuse edits.
-    `rows_sum_to_1` is False where a learned sink logit takes part of each row.
+    `rows_sum_to_1` is False where a learned sink logit takes part of each row, or
+    where attention is no softmax.
     """
 
     n_layers: int
@@ -88,6 +89,7 @@ class Run:
     cache: Mapping[Site, Tensor]
 
 
+@runtime_checkable
 class LayerAttention(Protocol):
     """What one layer's attention saw and did, without its whole pattern.
 
@@ -97,6 +99,14 @@ class LayerAttention(Protocol):
     @property
     def layer(self) -> int:
         """Which block."""
+        ...
+
+    @property
+    def is_softmax(self) -> bool:
+        """Whether weights are exponentials of scores over their sum.
+
+        A learned sink logit in that sum counts as softmax too.
+        """
         ...
 
     @property

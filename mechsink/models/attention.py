@@ -32,6 +32,7 @@ class FlashAttention:
     mask: Bool[Tensor, "#batch #head query key"] | None = None
     softcap: float | None = None
     sink_logit: Float[Tensor, " head"] | None = None
+    is_softmax: bool = field(default=True, init=False)
     lse: Tensor = field(init=False, repr=False)
     out: Tensor = field(init=False, repr=False)
 
@@ -136,13 +137,15 @@ class PatternAttention:
 
     Implements `mechsink.run.LayerAttention`. Without `scores` (masked entries far
     below zero) they are taken as the logarithm of the pattern, equal up to a
-    constant per query, which `excess_score` cancels.
+    constant per query, which `excess_score` cancels; queries with a key whose
+    attention vanished then give NaN, for its score is lost.
     """
 
     layer: int
     v: Float[Tensor, "batch kv_head pos d_head"]
     pattern: Float[Tensor, "batch head pos pos"]
     scores: Float[Tensor, "batch head pos pos"] | None = None
+    is_softmax: bool = True
 
     def columns(self, keys: Sequence[int]) -> Float[Tensor, "batch head query column"]:
         """Attention that every query pays to a few keys; 0 where masked."""
@@ -150,10 +153,15 @@ class PatternAttention:
 
     def excess_score(self, key: int) -> Float[Tensor, "batch head query"]:
         """Score of `key` minus the mean score of the other visible keys, nats."""
-        scores = self.pattern.log() if self.scores is None else self.scores
-        n_pos = scores.shape[-1]
-        seen = torch.ones(n_pos, n_pos, dtype=torch.bool, device=scores.device).tril()
-        seen = seen & (scores > torch.finfo(scores.dtype).min / 2)
+        n_pos = self.pattern.shape[-1]
+        seen = torch.ones(n_pos, n_pos, dtype=torch.bool).to(self.pattern.device).tril()
+        if self.scores is None:
+            scores = self.pattern.log()
+            lost = (scores.isinf() & seen).any(-1, keepdim=True)
+            scores = scores.masked_fill(lost, torch.nan)
+        else:
+            scores = self.scores
+            seen = seen & (scores > torch.finfo(scores.dtype).min / 2)
         others = seen.clone()
         others[..., key] = False
         mean = torch.where(others, scores, 0.0).sum(-1) / others.sum(-1)

@@ -23,6 +23,7 @@ def visit_patterns(
     names: Collection[str],
     attention: Callable[[LayerAttention], None] | None,
     residual: Callable[[int, Float[Tensor, "batch pos d_model"]], None] | None,
+    is_softmax: bool = True,
 ) -> None:
     """Run once and hand out each layer's attention and residual.
 
@@ -33,6 +34,7 @@ def visit_patterns(
         attention_layers: those whose attention is handed out.
         names: which of v, attn_scores and pattern the model has.
         attention, residual: the visitors of `Model.visit`.
+        is_softmax: whether the patterns are.
     """
     held: dict[str, Tensor] = {}
 
@@ -53,6 +55,7 @@ def visit_patterns(
                     v=held.pop("v").transpose(1, 2),
                     pattern=held.pop("pattern"),
                     scores=held.pop("attn_scores", None),
+                    is_softmax=is_softmax,
                 )
             )
 

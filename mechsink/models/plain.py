@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mechsink.models.attention import FlashAttention
 from mechsink.run import LayerAttention
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is called with
 IMPLEMENTATION = "mechsink"
 _visitor: ContextVar[Callable[[LayerAttention], None] | None] = ContextVar(
     "mechsink_attention_visitor", default=None
@@ -30,6 +31,7 @@ class PlainModel:
         self.model: Any = model
         register_attention()
         self._original = model.config._attn_implementation
+        self._broadcast: bool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -96,6 +98,22 @@ class PlainModel:
                 self.model.set_attn_implementation(self._original)
         return works
 
+    def arguments_broadcast(self, catch: Callable[[int], list[Call]]) -> bool:
+        """Whether the blocks' arguments for one row serve any number of rows.
+
+        True where batch is a leading axis of its own; ALiBi folds it into heads.
+        """
+        if self._broadcast is None:
+            one, two = (
+                [x.shape for args, kwargs in catch(n) for x in _tensors(args, kwargs)]
+                for n in (1, 2)
+            )
+            self._broadcast = all(
+                a == b or (a[0] == 1 and a[1:] == b[1:])
+                for a, b in zip(one, two, strict=True)
+            )
+        return self._broadcast
+
     def visit(
         self,
         tokens: Tensor,
@@ -132,6 +150,17 @@ class PlainModel:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _tensors(*values: Any) -> Iterator[Tensor]:
+    """All tensors in nested arguments; caches are not looked into."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(*value)
+        elif isinstance(value, dict):
+            yield from _tensors(*value.values())
 
 
 def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechsink.models.plain import PlainModel, block_input, block_output
+from mechsink.models.plain import Call, PlainModel, block_input, block_output
 from toy_tasks.transformer import ToyTransformer
 
 Past = tuple[Tensor, Tensor]  # one layer's keys and values, as the backend keeps them
@@ -30,9 +30,14 @@ class Tail(Protocol):
         ...
 
     def logits(
-        self, resid: Float[Tensor, "rows pos d_model"]
-    ) -> Float[Tensor, "rows pos vocab"]:
-        """Final norm and unembedding, with the model's own scales and caps."""
+        self,
+        resid: Float[Tensor, "rows pos d_model"],
+        vocabulary: Int[Tensor, " token"] | None = None,
+    ) -> Float[Tensor, "rows pos token"]:
+        """Final norm and unembedding, with the model's own scales and caps.
+
+        `vocabulary`: only these tokens, in this order; default: all.
+        """
         ...
 
 
@@ -166,14 +171,10 @@ class _HuggingFaceTail:
         self._plain, self._width = plain, width
         self._tokens = tokens[:1, pos:]  # all rows have alike masks and positions
         self._past = [(keys[:, :, :pos], values[:, :, :pos]) for keys, values in past]
-        self._calls: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        self._calls: dict[int, list[Call]] = {}
 
     def block(self, layer: int, resid: Tensor, rows: Tensor | None) -> Tensor:
-        n_rows = resid.shape[0]
-        if n_rows not in self._calls:  # ALiBi folds the batch into its heads
-            self._calls = {n_rows: []}
-            self._run(self._plain.model.base_model, n_rows, self._record)
-        args, kwargs = self._calls[n_rows][layer]
+        args, kwargs = self._arguments(resid.shape[0])[layer]
         cache = _Continued(self._past, rows)
         args = tuple(cache if _is_cache(x) else x for x in args)
         kwargs = {k: cache if _is_cache(x) else x for k, x in kwargs.items()}
@@ -183,16 +184,40 @@ class _HuggingFaceTail:
             kwargs["hidden_states"] = resid
         return block_output(self._plain.blocks[layer](*args, **kwargs))
 
-    def logits(self, resid: Tensor) -> Tensor:
+    def logits(self, resid: Tensor, vocabulary: Tensor | None = None) -> Tensor:
         # The model's own forward around stand-ins that answer with `resid`: final
         # norm, head, logit scale and soft cap stay the model's business.
         model = self._plain.model
-        return self._run(model, resid.shape[0], lambda args, kwargs: resid).logits
+        head = model.get_output_embeddings()
+        if vocabulary is not None and isinstance(head, torch.nn.Linear):
+            model.set_output_embeddings(_some_rows(head, vocabulary))
+        try:
+            logits = self._run(model, 1, lambda args, kwargs: resid).logits
+        finally:
+            model.set_output_embeddings(head)
+        if vocabulary is not None and not isinstance(head, torch.nn.Linear):
+            logits = logits[..., vocabulary]
+        return logits
 
-    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        hidden = block_input(args, kwargs)
-        self._calls[hidden.shape[0]].append((args, kwargs))
-        return hidden
+    def _arguments(self, n_rows: int) -> list[Call]:
+        """What each block is called with, for that many rows."""
+        if not self._plain.arguments_broadcast(self._catch):
+            if n_rows not in self._calls:
+                self._calls = {n_rows: self._catch(n_rows)}
+            return self._calls[n_rows]
+        if 1 not in self._calls:
+            self._calls = {1: self._catch(1)}
+        return self._calls[1]
+
+    def _catch(self, n_rows: int) -> list[Call]:
+        calls: list[Call] = []
+
+        def stand_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+            calls.append((args, kwargs))
+            return block_input(args, kwargs)
+
+        self._run(self._plain.model.base_model, n_rows, stand_in)
+        return calls
 
     def _run(
         self,
@@ -220,6 +245,15 @@ class _HuggingFaceTail:
         finally:
             for block in self._plain.blocks:
                 del block.forward  # the class's own shows again
+
+
+def _some_rows(head: torch.nn.Linear, rows: Tensor) -> torch.nn.Linear:
+    """The unembedding of a few tokens."""
+    few = torch.nn.Linear(head.in_features, len(rows), bias=head.bias is not None)
+    few.weight = torch.nn.Parameter(head.weight[rows], requires_grad=False)
+    if head.bias is not None:
+        few.bias = torch.nn.Parameter(head.bias[rows], requires_grad=False)
+    return few
 
 
 class _Continued:
@@ -281,5 +315,6 @@ class _ToyTail:
         past = (keys[:, : self._pos], values[:, : self._pos]) if self._pos else None
         return self._toy.blocks[layer](resid, past if len(keys) else None)
 
-    def logits(self, resid: Tensor) -> Tensor:
-        return self._toy.unembed(resid)
+    def logits(self, resid: Tensor, vocabulary: Tensor | None = None) -> Tensor:
+        logits = self._toy.unembed(resid)
+        return logits if vocabulary is None else logits[..., vocabulary]

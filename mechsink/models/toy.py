@@ -221,6 +221,7 @@ class ToyModel:
             ("v", "attn_scores", "pattern"),
             attention,
             residual,
+            self.toy.config.attention == "softmax",
         )
 
     def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:

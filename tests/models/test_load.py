@@ -1,6 +1,5 @@
 """load_model: what comes in, what is refused and with which advice."""
 
-import io
 import os
 from pathlib import Path
 
@@ -172,17 +171,3 @@ def test_a_broken_model_fails_its_self_check() -> None:
     model = BridgeModel(own, name="broken")
     with pytest.raises(ms.SelfCheckError, match=r"broken failed.*\n.*layer 1"):
         model.run(torch.arange(4)[None])
-
-
-def test_importing_is_light() -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, mechsink; "
-        "heavy = {'matplotlib', 'transformers', 'pandas'} & set(sys.modules); "
-        "print(sorted(heavy), sorted(n for n in dir(mechsink) if n[0] != '_')[:2])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.startswith("[] ['"), done.stdout + done.stderr
-    assert io.StringIO(done.stderr).read() == ""

@@ -1,0 +1,186 @@
+"""One look for every figure: column width, colour-blind-safe, vector-friendly.
+
+Each `.plot()` draws inside `theme()`, which leaves the user's rcParams alone.
+matplotlib is imported when something is drawn, never before.
+May import: nothing of mechsink.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+else:  # so that the shape checker can resolve annotations without matplotlib
+    Axes = Figure = Any
+
+WIDTH = 3.4
+"""Inches: one column of a two-column paper."""
+SEQUENTIAL = "mako_r"
+DIVERGING = "RdBu_r"
+
+
+@contextmanager
+def theme() -> Iterator[None]:
+    """The look of a mechsink figure, for what is drawn inside the block."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    look: Any = {
+        **sns.plotting_context("paper", font_scale=0.9),
+        **sns.axes_style("ticks"),
+        "axes.prop_cycle": plt.cycler(color=sns.color_palette("colorblind")),
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlelocation": "left",
+        "figure.constrained_layout.use": True,
+        "figure.dpi": 150,
+        "figure.max_open_warning": 0,  # a report draws more than twenty
+        "legend.frameon": False,
+        "lines.linewidth": 1.2,
+        "savefig.dpi": 300,
+        "svg.fonttype": "none",  # text stays text
+        "pdf.fonttype": 42,
+    }
+    with plt.rc_context(look):
+        yield
+
+
+def new_axes(width: float = WIDTH, height: float | None = None) -> Axes:
+    """One empty pair of axes in a new figure; sizes in inches, 4:3 by default.
+
+    Call it inside `theme()`.
+    """
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(width, height or 0.75 * width))[1]
+
+
+def new_panels(
+    n: int, columns: int = 2, width: float = 2 * WIDTH, height: float = 1.9
+) -> list[Axes]:
+    """`n` empty axes in a new figure of rows `height` inches high.
+
+    Call it inside `theme()`.
+    """
+    import matplotlib.pyplot as plt
+
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(width, rows * height), squeeze=False
+    )
+    panels = list(grid.flat)
+    for empty in panels[n:]:
+        figure.delaxes(empty)
+    return panels[:n]
+
+
+def colours(n: int) -> list[Any]:
+    """`n` colours told apart by colour-blind readers; an ordered ramp above 8."""
+    import seaborn as sns
+
+    if n <= 8:
+        return list(sns.color_palette("colorblind", n))
+    return list(sns.color_palette("viridis", n))
+
+
+def heat_map(
+    ax: Axes,
+    grid: pd.DataFrame,
+    label: str,
+    *,
+    limits: tuple[float, float] | None = None,
+    diverging: bool = False,
+) -> Axes:
+    """Draw `grid`, its index upwards and its columns rightwards, on `ax`.
+
+    Args:
+        ax: where to draw.
+        grid: one number a cell; the index and column names label the axes.
+        label: what a colour means, with its unit.
+        limits: values of the end colours; by default those of the data.
+        diverging: white at zero and the same range on both sides.
+    """
+    values = grid.to_numpy(dtype=float)
+    finite = values[np.isfinite(values)]
+    if diverging:
+        reach = max((abs(end) for end in limits or finite), default=1.0) or 1.0
+        low, high = -reach, reach
+    elif limits is not None:
+        low, high = limits
+    else:
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    rows, columns = grid.shape
+    image = ax.imshow(
+        values,
+        cmap=DIVERGING if diverging else SEQUENTIAL,
+        vmin=low,
+        vmax=high,
+        aspect="auto",
+        origin="lower",
+        interpolation="none",
+    )
+    ax.set_facecolor("0.85")  # not measured is grey, not a value
+    ax.set_xlabel(str(grid.columns.name))
+    ax.set_ylabel(str(grid.index.name))
+    _ticks(ax.xaxis, list(grid.columns), most=12)
+    _ticks(ax.yaxis, list(grid.index), most=10)
+    ax.set(xlim=(-0.5, columns - 0.5), ylim=(-0.5, rows - 0.5))
+    for side in ("left", "bottom"):
+        ax.spines[side].set_visible(False)
+    bar = ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.02)
+    bar.outline.set_visible(False)
+    return ax
+
+
+def whole_numbers(axis: Any) -> None:
+    """Put ticks at integers alone, for layers and counts."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plain_log(axis: Any) -> None:
+    """A few ticks, written as plain numbers, on a log axis that has its data."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = sorted(axis.get_view_interval())
+    if high < 5 * low:
+        locator = MaxNLocator(nbins=4, steps=[1, 2, 5, 10])
+    else:
+        locator = LogLocator(subs=(1.0,) if high > 200 * low else (1.0, 2.0, 5.0))
+    axis.set_major_locator(locator)
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def step_axis(ax: Axes, last: int) -> None:
+    """Training steps from 0 on a log scale, up to `last`."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    ax.set_xscale("symlog", linthresh=1, linscale=0.4)
+    ax.set_xlim(0, max(last, 1) * 1.05)
+    ticks = [0, *(10**n for n in range(9) if 10**n <= max(last, 1))]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The figure that `ax` belongs to."""
+    return ax.get_figure()  # type: ignore[return-value]
+
+
+def _ticks(axis: Any, labels: list[Any], most: int) -> None:
+    """Label every cell, or every n-th where there are more than `most`."""
+    step = next(
+        step
+        for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, len(labels))
+        if len(labels) <= most * step
+    )
+    axis.set_ticks(range(0, len(labels), step), labels[::step])

@@ -1,0 +1,291 @@
+"""Results: frozen tables with their provenance, saved whole or not at all.
+
+A result is a frozen dataclass that holds at least a tidy `table` and a `meta`;
+`Result` gives it `.save()`, `.load()` and a short HTML view for notebooks.
+May import: sites, run.
+"""
+
+import html
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from mechsink.run import Model
+
+LARGE = 200_000
+"""Rows from which a table is written as Parquet, where pyarrow is installed."""
+
+R = TypeVar("R", bound="Result")  # not Self: beartype refuses it on a method
+
+_VERSIONED = ("mechsink", "torch", "transformers", "transformer-lens")
+
+
+@dataclass(frozen=True, eq=False)  # eq=False: == between tables is not a bool
+class Result:
+    """One tidy table and where it came from; the base of every result type.
+
+    `table`: one row per measured thing; NaN or no row where nothing was
+    measured. `meta`: provenance (`provenance`), as it goes into meta.json.
+    A subclass adds fields: tables are saved as NAME.csv, the rest in meta.json.
+    """
+
+    table: pd.DataFrame
+    meta: dict[str, Any]
+
+    def save(self, folder: Path | str) -> Path:
+        """Write table.csv and meta.json, readable without mechsink.
+
+        All files are written beside `folder` first and then moved into place,
+        so a failure leaves nothing half-written. From `LARGE` rows on a table
+        is Parquet if pyarrow is installed; meta.json says which under "files".
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        frames = {f.name: getattr(self, f.name) for f in fields(self)}
+        tables = {k: v for k, v in frames.items() if isinstance(v, pd.DataFrame)}
+        rest = {k: v for k, v in frames.items() if k not in {*tables, "meta"}}
+        written = {name: _describe(name, table) for name, table in tables.items()}
+        meta = {"result": type(self).__name__, "files": written, **self.meta}
+        if rest:
+            meta["fields"] = rest
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            try:
+                for name, table in tables.items():
+                    _write_table(table, stage / written[name]["file"])
+                (stage / "meta.json").write_bytes(to_json(meta).encode())
+                _move_into_place(stage, folder)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
+        return folder
+
+    @classmethod
+    def load(cls: type[R], folder: Path | str) -> R:
+        """Read back what `save` wrote; call it on the type that was saved.
+
+        Raises:
+            ValueError: the folder holds no result, or one of another type.
+        """
+        meta = _read_meta(Path(folder))
+        kind, saved = meta.pop("result"), meta.pop("files")
+        if kind != cls.__name__:
+            raise ValueError(
+                f"{cls.__name__}.load: {folder} holds a {kind}. Load it with "
+                f"{kind}.load, or read its table alone with "
+                "mechsink.results.read_table."
+            )
+        rest = meta.pop("fields", {})
+        tables = {name: _read_table(Path(folder), saved[name]) for name in saved}
+        return cls(**tables, **rest, meta=meta)
+
+    def _repr_html_(self) -> str:
+        """The table's head and a line of provenance, for notebooks."""
+        line = [type(self).__name__, f"{len(self.table):,} rows"]
+        line += [str(self.meta[key]) for key in ("model", "device") if key in self.meta]
+        head = self.table.head(8).to_html(index=False, escape=True, border=0)
+        return f"<p>{html.escape(' · '.join(line))}</p>{head}"
+
+
+def provenance(
+    model: Model,
+    tokens: Tensor | Sequence[Tensor],
+    *,
+    duration: float | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """What a result must say about its origin: versions, model, exact tokens.
+
+    Args:
+        model: the model that was measured.
+        tokens: what it was run on, Int[batch pos] or a list of such tensors.
+        duration: wall-clock seconds, if measured.
+        settings: the options of the measurement.
+
+    Returns:
+        A dict of plain values, ready for JSON. `tokens` has one entry a prompt,
+        with `ids` and `strings`.
+    """
+    batches = [tokens] if isinstance(tokens, Tensor) else list(tokens)
+    rows = [row for batch in batches for row in batch.cpu()]
+    meta: dict[str, Any] = {
+        "versions": {
+            "python": platform.python_version(),
+            **{n: _version(n) for n in _VERSIONED},
+        },
+        "model": model.name,
+        "model_info": model.info,
+        "device": model.device,
+        "dtype": model.dtype,
+        "settings": settings,
+        "n_prompts": len(rows),
+        "n_tokens": sum(len(row) for row in rows),
+        "tokens": [{"ids": row, "strings": model.to_strings(row)} for row in rows],
+    }
+    if duration is not None:
+        meta["duration_s"] = round(duration, 3)
+    return plain(meta)
+
+
+def plain(value: Any) -> Any:
+    """The same value of JSON's types only; NaN and infinities become None."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return plain(value.tolist())
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, set | frozenset):
+        return sorted(plain(item) for item in value)
+    if isinstance(value, list | tuple | range):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if abs(value) < float("inf") else None
+    return str(value)  # paths, devices, dtypes
+
+
+def to_json(meta: Mapping[str, Any]) -> str:
+    """JSON of any mapping, one line for each of its keys."""
+    lines = (
+        f"  {json.dumps(str(key))}: {json.dumps(plain(value), ensure_ascii=False)}"
+        for key, value in meta.items()
+    )
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def atomic_write(path: Path | str, data: bytes | str) -> Path:
+    """Write a file so that readers see the old content or the new, whole.
+
+    Raises:
+        OSError: the path cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    data = data.encode() if isinstance(data, str) else data
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o666 & ~_umask())  # mkstemp's 0600 is for secrets
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    return path
+
+
+def read_table(folder: Path | str, name: str = "table") -> pd.DataFrame:
+    """A saved result's table, with the column types it had.
+
+    Raises:
+        ValueError: the folder holds no result, or no such table.
+    """
+    saved = _read_meta(Path(folder))["files"]
+    if name not in saved:
+        raise ValueError(
+            f"read_table: {folder} has no table {name!r}. It has: {', '.join(saved)}."
+        )
+    return _read_table(Path(folder), saved[name])
+
+
+def _describe(name: str, table: pd.DataFrame) -> dict[str, Any]:
+    large = len(table) >= LARGE and importlib.util.find_spec("pyarrow") is not None
+    columns = {str(column): str(kind) for column, kind in table.dtypes.items()}
+    file = f"{name}.parquet" if large else f"{name}.csv"
+    return {"file": file, "rows": len(table), "columns": columns}
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    if path.suffix == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, index=False, na_rep="NaN")
+
+
+def _read_table(folder: Path, saved: Mapping[str, Any]) -> pd.DataFrame:
+    path = folder / saved["file"]
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    columns = saved["columns"]
+    floats = {name: kind for name, kind in columns.items() if "float" in kind}
+    # Floats by way of text: exact, where read_csv's own parser may round. No
+    # text is taken for a missing value: a token may read "NA".
+    as_text = {**columns, **dict.fromkeys(floats, "str")}
+    return pd.read_csv(path, dtype=as_text, keep_default_na=False).astype(floats)
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / "meta.json"
+    try:
+        meta = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"load: {folder} holds no saved result ({error}). Give the folder that "
+            "`result.save(folder)` returned; it has a meta.json and its tables."
+        ) from error
+    if not isinstance(meta, dict) or not {"result", "files"} <= set(meta):
+        raise ValueError(
+            f"load: {path} was not written by `result.save`. Give the folder that "
+            "`result.save(folder)` returned."
+        )
+    return meta
+
+
+def _move_into_place(stage: Path, folder: Path) -> None:
+    """Rename staged files into `folder`, meta.json last."""
+    stage.chmod(0o777 & ~_umask())
+    for path in stage.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if not folder.exists():
+        stage.rename(folder)
+        return
+    staged = {path.name for path in stage.iterdir()}
+    for name in sorted(staged, key=lambda name: name == "meta.json"):
+        (stage / name).replace(folder / name)
+    for name in staged - {"meta.json"}:  # the same table in its other form is stale
+        other = {".csv": ".parquet", ".parquet": ".csv"}[Path(name).suffix]
+        (folder / name).with_suffix(other).unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> OSError:
+    return OSError(
+        f"save: cannot write {path}: {error.strerror or error}. Allowed: a path in a "
+        "folder that you may write to, on a disk with room. Pass another one."
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

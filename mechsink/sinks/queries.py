@@ -1,0 +1,122 @@
+"""Attention split by what the query is, such as trigger or no trigger.
+
+Source: Guo et al. 2024 (arXiv:2410.13835), active and dormant queries.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from mechsink.results import Result
+from mechsink.run import LayerAttention, Model
+from mechsink.sinks.measure import (
+    Batch,
+    Meter,
+    Rows,
+    at_least_float32,
+    check_positions,
+    measure,
+    rows,
+)
+
+BLOCK = 256  # keys read at a time
+
+
+@dataclass(frozen=True, eq=False)
+class QueryAttention(Result):
+    """Attention of groups of queries to the sink and to the token before them.
+
+    `table`: batch (prompt), group, layer, head, sink, previous, queries. `sink` is
+    the mean weight on the sink position over the group's queries, `previous` that
+    on the token before the query (queries at position 0 count as 0), both as the
+    model uses them; NaN where a prompt has no such query.
+    """
+
+
+@dataclass(frozen=True, eq=False)
+class QueryAttentionMeter(Meter):
+    """Attention by group of queries, for `measure`.
+
+    `groups`: name to one Bool[batch pos] for each tensor of prompts.
+    """
+
+    groups: Mapping[str, Sequence[Bool[Tensor, "_ _"]]]
+    position: int = 0
+    reads = frozenset({"attention"})
+
+    def check(self, batches: Sequence[Batch]) -> None:
+        """The position inside every prompt; masks of the tokens' shapes."""
+        check_positions(batches, [self.position])
+        wanted = [list(batch.tokens.shape) for batch in batches]
+        for name, masks in self.groups.items():
+            given = [list(mask.shape) for mask in masks]
+            if given != wanted:
+                raise ValueError(
+                    f"query_attention: masks of {name!r} have shapes {given}, tokens "
+                    f"{wanted}. Give one Bool[batch pos] of the tokens' shape for each "
+                    "tensor of tokens."
+                )
+
+    def attention(self, batch: Batch, layer: LayerAttention) -> Mapping[str, Rows]:
+        """One row a prompt, group and head."""
+        sink = at_least_float32(layer.columns([self.position]))[..., 0]
+        previous = torch.zeros_like(sink)
+        for keys, after in _previous(batch.n_pos):
+            block = at_least_float32(layer.columns(keys))[:, :, after]
+            previous[:, :, after] = block.diagonal(dim1=2, dim2=3)
+        masks = [masks[batch.index].to(sink.device) for masks in self.groups.values()]
+        chosen = torch.stack(masks, dim=1)[:, :, None]  # batch group 1 query
+        n = chosen.sum(dim=-1)
+        axes = {
+            "batch": batch.prompts,
+            "group": list(self.groups),
+            "layer": [layer.layer],
+            "head": range(sink.shape[1]),
+        }
+        means = {
+            name: (weights[:, None] * chosen).sum(dim=-1) / n  # 0 / 0 is NaN
+            for name, weights in (("sink", sink), ("previous", previous))
+        }
+        queries = n.expand_as(means["sink"])
+        return {"table": rows(axes, **means, queries=queries)}
+
+    def result(self, tables: Mapping[str, pd.DataFrame], meta: dict[str, Any]) -> Any:
+        """The attention of each group as a result."""
+        return QueryAttention(tables["table"], meta)
+
+
+def query_attention(
+    model: Model,
+    tokens: Tensor | Sequence[Tensor],
+    groups: Mapping[str, Tensor | Sequence[Tensor]],
+    position: int = 0,
+) -> QueryAttention:
+    """Attention to the sink and to the previous token, by group of queries.
+
+    Args:
+        model: any model.
+        tokens: Int[batch pos], or a list of such tensors (see `measure`).
+        groups: name to which queries, Bool[batch pos] like `tokens`, such as
+            {"trigger": task.is_trigger(tokens)}.
+        position: the sink, 0 for the first token.
+
+    Raises:
+        ValueError: no tokens, a position outside a prompt, a mask of another shape.
+    """
+    masks = {
+        name: [mask] if isinstance(mask, Tensor) else list(mask)
+        for name, mask in groups.items()
+    }
+    return measure(model, tokens, [QueryAttentionMeter(masks, position)])[0]
+
+
+def _previous(n_pos: int) -> Iterator[tuple[range, slice]]:
+    """Blocks of keys, and the queries right after them, in equal numbers."""
+    for start in range(0, n_pos - 1, BLOCK):
+        stop = min(start + BLOCK, n_pos - 1)
+        yield range(start, stop), slice(start + 1, stop + 1)
