@@ -35,7 +35,7 @@ lint: install
 	$(BIN)/pyright
 
 check: lint
-	$(BIN)/pytest -m "not slow and not pretrained and not browser"
+	$(BIN)/pytest -m "not slow and not pretrained and not browser and not matrix"
 
 bench: install
 	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done

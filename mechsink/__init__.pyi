@@ -4,6 +4,8 @@ from .experiments.checkpoints import checkpoints_of as checkpoints_of
 from .experiments.formation import FormationRecorder as FormationRecorder
 from .experiments.formation import formation as formation
 from .experiments.timeline import Formation as Formation
+from .interventions.patching import PatchingResult as PatchingResult
+from .interventions.patching import patch_sweep as patch_sweep
 from .metrics import answer_logprob as answer_logprob
 from .metrics import logit_diff as logit_diff
 from .metrics import sink_attention as sink_attention
@@ -12,6 +14,7 @@ from .models.load import load_model as load_model
 from .models.resume import base_run as base_run
 from .models.selfcheck import SelfCheckError as SelfCheckError
 from .models.selfcheck import selfcheck as selfcheck
+from .prompts import PromptPairs as PromptPairs
 from .report.formation import FormationReport as FormationReport
 from .report.formation import formation_report as formation_report
 from .report.sinks import SinkReport as SinkReport

@@ -1,13 +1,16 @@
 """Metrics: a run to one number per prompt, in a stated unit.
 
 A metric names the sites it reads, so that the same patching and attribution
-answers "what knows the answer?" and "what makes this sink?".
+answers "what knows the answer?" and "what makes this sink?". It may promise more,
+for speed: `last_logits_only` (it reads the last position's logits and nothing
+else) and `vocabulary(prompts)` (of those tokens alone).
 May import: sites, run.
 """
 
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -31,6 +34,11 @@ class LogitDiff:
     """
 
     reads: frozenset[Site] = frozenset()
+    last_logits_only = True
+
+    def vocabulary(self, prompts: Answers) -> Int[Tensor, " token"]:
+        """The tokens whose logits are read."""
+        return torch.cat([prompts.answers, prompts.wrong])
 
     def __call__(self, run: Run, prompts: Answers) -> Float[Tensor, " prompt"]:
         """One difference a prompt."""
@@ -43,6 +51,7 @@ class AnswerLogprob:
     """Log-probability of the answer at the last position, nats."""
 
     reads: frozenset[Site] = frozenset()
+    last_logits_only = True
 
     def __call__(self, run: Run, prompts: Answers) -> Float[Tensor, " prompt"]:
         """One log-probability a prompt."""

@@ -267,7 +267,10 @@ class _Continued:
     ) -> Past:
         """Base keys and values of the earlier positions, then the new ones."""
         old_keys, old_values = self._past[layer_idx]
-        if self._rows is not None:
+        if old_keys.shape[0] == 1:  # one base prompt: a view serves all rows
+            old_keys = old_keys.expand(len(keys), -1, -1, -1)
+            old_values = old_values.expand(len(keys), -1, -1, -1)
+        elif self._rows is not None:
             old_keys, old_values = old_keys[self._rows], old_values[self._rows]
         return torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
 

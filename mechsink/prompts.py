@@ -1,0 +1,266 @@
+"""Prompts in pairs: with the behaviour and without it, token for token.
+
+Patching pairs positions, so the two prompts of a pair must have equally many
+tokens; pairs among themselves may differ in length and are grouped by it.
+May import: sites, run.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mechsink.run import Model
+
+Texts = Sequence[str]
+Rows = Int[Tensor, "prompt pos"] | Sequence[Int[Tensor, " pos"]]
+KEYS = ("clean", "corrupted", "answer", "wrong")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPairs:
+    """Pairs of one length, as tokens of one model.
+
+    `index` numbers them among all pairs. `answers` and `wrong` are None where the
+    metric needs none (a sink score, say).
+    """
+
+    clean: Int[Tensor, "prompt pos"]
+    corrupted: Int[Tensor, "prompt pos"]
+    answers: Int[Tensor, " prompt"] | None
+    wrong: Int[Tensor, " prompt"] | None
+    index: list[int]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def n_pos(self) -> int:
+        """Tokens a prompt."""
+        return self.clean.shape[1]
+
+    def rows(self, chosen: Int[Tensor, " row"] | slice) -> "TokenPairs":
+        """Some of the pairs, in the order chosen; repeats allowed."""
+        kept = torch.arange(len(self.index), device=self.clean.device)[chosen]
+        return TokenPairs(
+            self.clean[kept],
+            self.corrupted[kept],
+            None if self.answers is None else self.answers[kept],
+            None if self.wrong is None else self.wrong[kept],
+            [self.index[i] for i in kept.tolist()],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPairs:
+    """Clean and corrupted prompts with the right and the wrong next token.
+
+    Args:
+        clean: prompts with the behaviour: texts, Int[prompt pos] tokens, or a list
+            of Int[pos].
+        corrupted: as many, each as long in tokens as its clean prompt.
+        answers: right next token of each clean prompt, text or token; one for
+            all is enough. None for metrics that need no answer.
+        wrong: the token that the corrupted prompt calls for, likewise.
+
+    Raises:
+        ValueError: counts or shapes that do not match.
+    """
+
+    clean: Texts | Rows
+    corrupted: Texts | Rows
+    answers: Texts | Int[Tensor, " prompt"] | None = None
+    wrong: Texts | Int[Tensor, " prompt"] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.clean)
+        if n == 0 or len(self.corrupted) != n:
+            raise ValueError(
+                f"PromptPairs: {n} clean and {len(self.corrupted)} corrupted prompts. "
+                "Give at least one pair, and one corrupted prompt for each clean one."
+            )
+        for name in ("answers", "wrong"):
+            given = getattr(self, name)
+            if given is not None and len(given) not in (1, n):
+                raise ValueError(
+                    f"PromptPairs: {len(given)} {name} for {n} pairs. Give one for "
+                    "each pair, or a single one for all."
+                )
+        if isinstance(self.clean[0], str) != isinstance(self.corrupted[0], str):
+            raise ValueError(
+                "PromptPairs: clean and corrupted must both be texts or both be "
+                "tokens. Use model.to_tokens to make tokens of texts."
+            )
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @classmethod
+    def from_jsonl(cls, path: Path | str) -> "PromptPairs":
+        """Read one pair a line: {"clean": , "corrupted": , "answer": , "wrong": }.
+
+        Raises:
+            ValueError: a line is no such object; the message names the line.
+        """
+        rows: list[dict[str, str]] = []
+        for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise _bad_line(path, number, f"it is not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise _bad_line(path, number, f"it holds a {type(row).__name__}")
+            for key in KEYS:
+                if not isinstance(row.get(key), str):
+                    raise _bad_line(path, number, f"{key!r} is {row.get(key)!r}")
+            rows.append(row)
+        if not rows:
+            raise ValueError(
+                f"PromptPairs: {path} has no lines. Write one pair a line."
+            )
+        clean, corrupted, answers, wrong = ([r[k] for r in rows] for k in KEYS)
+        return cls(clean, corrupted, answers, wrong)
+
+    def tokens(self, model: Model) -> list[TokenPairs]:
+        """The pairs as a model's tokens, grouped by length.
+
+        Raises:
+            ValueError: a pair of unequal lengths (where they part is shown), an
+                answer of several tokens, or one that equals its wrong answer.
+        """
+        n = len(self)
+        clean = [_row(model, self.clean[i]) for i in range(n)]
+        corrupted = [_row(model, self.corrupted[i]) for i in range(n)]
+        answers = _answers(model, self.answers, "answers", n)
+        wrong = _answers(model, self.wrong, "wrong", n)
+        groups: dict[int, list[int]] = {}
+        for i in range(n):
+            if len(clean[i]) != len(corrupted[i]):
+                raise _unequal(model, i, clean[i], corrupted[i])
+            if answers is not None and wrong is not None and answers[i] == wrong[i]:
+                shown = model.to_strings(answers[i : i + 1])[0]
+                raise ValueError(
+                    f"PromptPairs: pair {i} has {shown!r} as answer and as wrong "
+                    "answer, so their difference is always 0. Give another one."
+                )
+            groups.setdefault(len(clean[i]), []).append(i)
+        _warn_of_bos(model, clean)
+        return [
+            TokenPairs(
+                torch.stack([clean[i] for i in index]),
+                torch.stack([corrupted[i] for i in index]),
+                None if answers is None else answers[index],
+                None if wrong is None else wrong[index],
+                index,
+            )
+            for index in groups.values()
+        ]
+
+    def flipped(self) -> "PromptPairs":
+        """Clean and corrupted exchanged, and the answers with them."""
+        return replace(
+            self,
+            clean=self.corrupted,
+            corrupted=self.clean,
+            answers=self.wrong,
+            wrong=self.answers,
+        )
+
+
+def _row(model: Model, prompt: str | Tensor) -> Tensor:
+    row = model.to_tokens(prompt)[0] if isinstance(prompt, str) else prompt
+    return row.to(model.device)
+
+
+def _answers(
+    model: Model, given: Texts | Tensor | None, name: str, n: int
+) -> Tensor | None:
+    if given is None:
+        return None
+    if isinstance(given, Tensor):
+        tokens = given.to(model.device)
+    else:
+        tokens = torch.stack([_one_token(model, text, name) for text in given])
+    return tokens.expand(n) if len(tokens) == 1 else tokens
+
+
+def _one_token(model: Model, text: str, name: str) -> Tensor:
+    tokens = model.to_tokens(text)[0]
+    bos = _leading_specials(model)
+    tokens = tokens[len(bos) :] if tokens[: len(bos)].tolist() == bos else tokens
+    if len(tokens) != 1:
+        pieces = model.to_strings(tokens)
+        raise ValueError(
+            f"PromptPairs: {name} has {text!r}, which is {len(tokens)} tokens here: "
+            f"{pieces}. An answer must be one token; most tokenizers want a leading "
+            f"space, as in ' Paris'. The first piece alone would be {pieces[:1]}."
+        )
+    return tokens[0]
+
+
+def _leading_specials(model: Model) -> list[int]:
+    """What the tokenizer puts before every text: nothing, or BOS."""
+    one, other = (model.to_tokens(text)[0].tolist() for text in ("a", "b"))
+    shared: list[int] = []
+    for left, right in zip(one, other, strict=False):
+        if left != right:
+            break
+        shared.append(left)
+    return shared
+
+
+def _unequal(model: Model, i: int, clean: Tensor, corrupted: Tensor) -> ValueError:
+    n = min(len(clean), len(corrupted))
+    differs = (clean[:n] != corrupted[:n]).nonzero()
+    where = int(differs[0]) if len(differs) else n
+    shown = [
+        model.to_strings(row)[max(0, where - 1) : where + 4]
+        for row in (clean, corrupted)
+    ]
+    return ValueError(
+        f"PromptPairs: pair {i} has {len(clean)} clean and {len(corrupted)} corrupted "
+        f"tokens. They part at token {where}: clean goes on {shown[0]}, corrupted "
+        f"{shown[1]}. Patching pairs positions, so exchange words for words of as "
+        "many tokens."
+    )
+
+
+def _warn_of_bos(model: Model, rows: Sequence[Tensor]) -> None:
+    bos = _bos(model)
+    if bos is None:
+        return
+    for i, row in enumerate(rows):
+        if row[:2].tolist() == [bos, bos]:
+            warnings.warn(
+                f"PromptPairs: prompt {i} begins with two BOS tokens: "
+                f"{model.to_strings(row[:4])}. The tokenizer adds one itself; leave "
+                "it out of the text.",
+                stacklevel=3,
+            )
+            return
+
+
+def _bos(model: Model) -> int | None:
+    tokenizer = getattr(model, "tokenizer", None)
+    return getattr(tokenizer, "bos_token_id", None)
+
+
+def _bad_line(path: Path | str, number: int, what: str) -> ValueError:
+    return ValueError(
+        f"PromptPairs: line {number} of {path} is no pair: {what}. Each line must be "
+        'like {"clean": "...", "corrupted": "...", "answer": " Paris", '
+        '"wrong": " Rome"}.'
+    )
+
+
+def batches(pairs: TokenPairs, size: int) -> Iterator[TokenPairs]:
+    """The pairs in runs of at most `size`."""
+    for start in range(0, len(pairs), size):
+        yield pairs.rows(slice(start, start + size))
