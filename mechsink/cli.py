@@ -1,0 +1,290 @@
+"""The command line: `mechsink VERB`.
+
+Every verb that measures writes a folder (tables as CSV, meta.json, figures, one
+report.html) and prints the path of its report.html last. A mistake of the caller
+ends in one clear paragraph on stderr and exit code 2, a failure in exit code 1.
+May import: all rooms; imports them inside the verbs, so that help is quick.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+
+if TYPE_CHECKING:
+    from toy_tasks.bigram_backcopy import BigramBackcopy
+    from toy_tasks.presets import Preset
+
+BAD_INPUT, FAILURE, STOPPED = 2, 1, 130
+"""Exit codes beside 0; they stand in the help text too."""
+
+_INPUT_ERRORS = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError)
+_INPUT_ERRORS += (IsADirectoryError, FileExistsError)
+
+_UsageError: Any = typer.BadParameter.mro()[1]  # of click, or of typer's copy of it
+
+
+class _Verbs(typer.core.TyperGroup):
+    """The verbs, with errors told in words: no traceback unless --debug."""
+
+    def invoke(self, ctx: Any) -> Any:
+        os.environ.setdefault("MPLBACKEND", "agg")  # figures go to files
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, _UsageError):
+            raise
+        except KeyboardInterrupt:
+            _complain("stopped. What was trained so far is kept and resumed next time.")
+            raise typer.Exit(STOPPED) from None
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            _complain(_explain(error))
+            is_input = isinstance(error, _INPUT_ERRORS)
+            raise typer.Exit(BAD_INPUT if is_input else FAILURE) from None
+
+
+def _explain(error: Exception) -> str:
+    """One paragraph: our own messages as they are, what we did not expect by name."""
+    if isinstance(error, ImportError):
+        return f"{error}. Install what is missing, then run the same command again."
+    if isinstance(error, MemoryError):
+        return "out of memory. Give fewer or shorter texts, or a smaller model."
+    if isinstance(error, ValueError | OSError | RuntimeError) and str(error):
+        return str(error)
+    return (
+        f"unexpected {type(error).__name__}: {error}. This is a fault of mechsink: run "
+        "again as `mechsink --debug ...` and report what that shows."
+    )
+
+
+app = typer.Typer(
+    cls=_Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Attention sinks and circuits of transformers: measure, train a toy, report."
+    "\n\nEach verb writes a folder with tables, figures and one report.html that opens "
+    "offline. Exit codes: 0 done, 1 failure, 2 bad input, 130 stopped.",
+)
+
+Out = Annotated[
+    Path, typer.Option(help="Folder for the results: new, or written by mechsink.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of the toy's weights and data.", min=0)]
+Steps = Annotated[
+    int | None, typer.Option(help="Training steps, instead of the preset's.", min=1)
+]
+
+
+def _print_versions(asked: bool) -> bool:
+    if asked:
+        from importlib.metadata import version
+
+        names = ("mechsink", "torch", "transformers", "transformer-lens")
+        typer.echo(", ".join(f"{name} {version(name)}" for name in names))
+        raise typer.Exit
+    return asked
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_print_versions, is_eager=True, help="Print versions."
+    ),
+]
+
+
+@app.callback()
+def _options(
+    version: Version = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo"),
+    seed: Seed = 0,
+    steps: Steps = None,
+    model: Annotated[
+        str, typer.Option(help="Real model to measure, as for `mechsink sinks`.")
+    ] = "smollm2",
+) -> None:
+    """A real model's sinks, and how the same things form in a toy: one report.
+
+    Measures MODEL, trains two Bigram-Backcopy transformers (one layer and three)
+    and tells both halves on one page. Minutes on two CPU cores; trained toys are
+    kept in OUT and resumed.
+
+    Example: [bold]mechsink demo --out demo[/bold]
+    """
+    from mechsink.report.folder import output_folder
+
+    with output_folder(out) as stage:
+        from mechsink.report.demo import write_demo
+
+        write_demo(stage, model=model, toys=stage.parent, seed=seed, steps=steps)
+    _done(out)
+
+
+@app.command()
+def sinks(
+    model: Annotated[
+        str, typer.Argument(help="smollm2, a local folder, a hub id, or toy:FOLDER.")
+    ],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text file to measure on, repeatable. Default: prose."),
+    ] = None,
+    out: Out = Path("sinks"),
+    length: Annotated[int, typer.Option(help="Tokens of each text.", min=2)] = 64,
+    texts: Annotated[
+        int, typer.Option(help="Texts, cut from the files or the prose.", min=1)
+    ] = 100,
+    position: Annotated[
+        int, typer.Option(help="Position whose sink is measured, from 0.", min=0)
+    ] = 0,
+    eps: Annotated[
+        float, typer.Option(help="Sink score above which a head counts.", min=0, max=1)
+    ] = 0.3,
+) -> None:
+    """Attention sinks, value drains and residual peaks of a model.
+
+    Example: [bold]mechsink sinks smollm2 --text notes.txt --out sinks[/bold]
+    """
+    from mechsink.report.folder import output_folder
+
+    with output_folder(out) as stage:
+        from mechsink.models.load import load_model
+        from mechsink.report.progress import waiting
+        from mechsink.report.sinks import sink_report
+        from mechsink.report.texts import read_texts
+
+        given = read_texts(text, length, texts) if text else None
+        with waiting(f"loading {model}"):
+            loaded = load_model(model)
+        report = sink_report(
+            loaded, given, position=position, length=length, eps=eps, n_texts=texts
+        )
+        report.save(stage)
+    _done(out)
+
+
+@app.command()
+def form(
+    preset: Annotated[
+        str, typer.Argument(help="bb-cpu, bb3-cpu, bb-sgd, bb-relu or bb-paper.")
+    ] = "bb-cpu",
+    text: Annotated[
+        Path | None, typer.Option(help="Text for the bigrams. Default: prose.")
+    ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", help="Report on this trained run instead."),
+    ] = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    out: Out = Path("form"),
+) -> None:
+    """Train a toy transformer and report how its sink formed.
+
+    The same command again resumes what it trained, in OUT.
+
+    Example: [bold]mechsink form bb-cpu --seed 1 --out form[/bold]
+
+    Example: [bold]mechsink form --from form/bb-cpu-seed1[/bold]
+    """
+    from mechsink.report.folder import output_folder
+
+    if from_ is None:
+        task, recipe, name = _toy(preset, text, seed, steps)
+    with output_folder(out) as stage:
+        from mechsink.report.formation import formation_report
+
+        if from_ is None:
+            from toy_tasks.training import train
+
+            from_ = train(task, recipe, stage.parent / name, seed).folder
+        formation_report(from_).save(stage)
+    _done(out)
+
+
+@app.command()
+def models() -> None:
+    """What can be loaded here, and how.
+
+    Example: [bold]mechsink models[/bold]
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from mechsink.models.load import available_models
+
+    table = Table()
+    for heading in ("name", "what it is", "how to load it", "ready"):
+        table.add_column(heading, overflow="fold")
+    for row in available_models():
+        ready = "yes" if row["ready"] else "no"
+        table.add_row(row["name"], row["what"], row["how"], ready)
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="mechsink")
+
+
+def _toy(
+    preset: str, text: Path | None, seed: int, steps: int | None
+) -> "tuple[BigramBackcopy, Preset, str]":
+    """Task, recipe and folder name of a toy run, or a clear refusal."""
+    import difflib
+    import hashlib
+    from dataclasses import replace
+
+    from toy_tasks.bigram_backcopy import BigramBackcopy
+    from toy_tasks.presets import PRESETS
+
+    if preset not in PRESETS:
+        near = difflib.get_close_matches(preset, PRESETS, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"form: no preset is called {preset!r}. {hint}Allowed: "
+            f"{', '.join(PRESETS)}."
+        )
+    words, digest = None, ""
+    if text is not None:
+        try:
+            words = text.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"form: {text} is not UTF-8 text. Give a text file."
+            ) from error
+        digest = "-text" + hashlib.sha256(words.encode()).hexdigest()[:8]
+    recipe = PRESETS[preset]
+    if steps is not None:
+        recipe = replace(recipe, steps=steps)
+        digest += f"-{steps}steps"
+    return BigramBackcopy.from_text(words), recipe, f"{preset}-seed{seed}{digest}"
+
+
+def _complain(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    console.print(Text.assemble(("mechsink: ", "bold red"), message), soft_wrap=True)
+
+
+def _done(out: Path) -> None:
+    sys.stdout.write(f"{out.expanduser() / 'report.html'}\n")
+
+
+if __name__ == "__main__":
+    main()

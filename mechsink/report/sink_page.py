@@ -1,0 +1,253 @@
+"""The page of a sink report: figures with captions, tables, tokens, settings.
+
+May import: sites, run, results, plotting, sinks.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from mechsink import plotting
+from mechsink.plotting import Figure
+from mechsink.report import figures as draw
+from mechsink.report.html import (
+    Page,
+    Plot,
+    Section,
+    TokenText,
+    settings_rows,
+)
+from mechsink.report.sink_words import (
+    headlines,
+    notes,
+    summary,
+    text_lengths,
+    uniform_score,
+)
+from mechsink.report.sinks import SinkReport
+from mechsink.report.svg import inline_svg
+from mechsink.report.tables import Table, to_table
+
+Drawn = Mapping[str, tuple[Figure, Plot]]
+"""Figures by name: the matplotlib figure, and what the page says about it."""
+
+
+def sink_page(report: SinkReport, drawn: Drawn | None = None) -> Page:
+    """The whole page of one report."""
+    return Page(
+        title=f"Attention sinks of {report.meta['model']}",
+        summary=summary(report),
+        headlines=headlines(report),
+        sections=sections(report, drawn),
+        texts=texts(report),
+        settings=settings_rows(report.meta),
+        notes=notes(report),
+    )
+
+
+def figures(report: SinkReport) -> dict[str, tuple[Figure, Plot]]:
+    """All figures of the report, drawn once for files and page."""
+    import matplotlib.pyplot as plt
+
+    spot = f"position {report.position}"
+    eps = report.eps
+    out: dict[str, tuple[Figure, Plot]] = {}
+
+    def add(name: str, ax: plotting.Axes, title: str, caption: str) -> None:
+        figure = plotting.figure_of(ax)
+        plt.close(figure)  # it can still be saved, and no notebook shows it twice
+        out[name] = figure, Plot(inline_svg(figure, name), title, caption)
+
+    add(
+        "sink-scores",
+        draw.score_map(report),
+        "Sink score of every head",
+        f"Share of attention that a head pays to {spot}, averaged over later queries "
+        "and over texts; 1 is all of it.",
+    )
+    add(
+        "positions",
+        draw.positions(report),
+        "Which position is the sink",
+        f"Share of heads, over layers and texts, with a sink score above {eps:g}, at "
+        "each of the first positions.",
+    )
+    add(
+        "value-ratio",
+        draw.drain_map(report),
+        "Value drains",
+        f"Norm of what a head would write if it attended to {spot} alone, over the "
+        "same for the other tokens, as a power of two: 0 is an ordinary token, −3 an "
+        "eighth.",
+    )
+    add(
+        "value-by-score",
+        draw.drains_by_score(report),
+        "Do heads that rest on the sink read little there",
+        f"One dot a head. Dashed: sink score {eps:g}; dotted: an ordinary value.",
+    )
+    add(
+        "residual-norm",
+        draw.residual_peak(report),
+        "Residual norm by layer",
+        f"Mean over texts for {spot}; median and middle 80 % of all other tokens. "
+        "Layer l is the input of block l.",
+    )
+    add(
+        "massive",
+        draw.massive(report),
+        "Largest entries of the residual stream",
+        "Three largest |values| of a text, and the median |value|, by layer; means "
+        "over texts.",
+    )
+    examples: Any = report.attention.drop_duplicates(["layer", "head"])
+    kinds = ("strongest sink head", "head that looks least at the sink")
+    for kind, layer, head in zip(
+        kinds, examples["layer"], examples["head"], strict=False
+    ):
+        add(
+            f"attention-l{layer}h{head}",
+            draw.attention(report, layer, head),
+            f"The {kind}: layer {layer}, head {head}",
+            "First tokens of the first text: each row is a query, its attention adds "
+            "up to 1 over the keys to its left.",
+        )
+    return out
+
+
+def sections(report: SinkReport, drawn: Drawn | None = None) -> tuple[Section, ...]:
+    """Body of the page: sinks, drains, residual stream, examples."""
+    plots = {name: plot for name, (_, plot) in (drawn or figures(report)).items()}
+    spot = f"position {report.position}"
+    lengths = text_lengths(report)
+    uniform = uniform_score(min(lengths), report.position)
+    examples = tuple(p for n, p in plots.items() if n.startswith("attention-"))
+    head_names = {
+        "layer": "layer",
+        "head": "head",
+        "score": "sink score",
+        **({"low": "95 % from", "high": "95 % to"} if report.rate_interval else {}),
+        "share": f"texts above {report.eps:g}",
+        "logit": "sink logit, nats",
+        "norm": "value norm",
+        "others": "others' value norm",
+        "ratio": "value norm / others",
+    }
+    return (
+        Section(
+            "Attention sinks",
+            (
+                f"The sink score of a head is its mean attention to {spot} over the "
+                f"queries from there on. A head with uniform attention scores "
+                f"{uniform:.3f} on texts of {min(lengths)} tokens; that, not 0, is "
+                "the reference.",
+            ),
+            figures=(plots["sink-scores"], plots["positions"]),
+            tables=(_rates_table(report),) if len(report.rates) < 50 else (),
+        ),
+        Section(
+            "Value drains",
+            (
+                f"A head that rests on {spot} adds its value there to the residual "
+                "stream. The norm of that value, through the head's output weights, "
+                "tells how much.",
+            ),
+            figures=(plots["value-ratio"], plots["value-by-score"]),
+            tables=(
+                to_table(
+                    report.table.sort_values("score", ascending=False),
+                    "Every head",
+                    names=head_names,
+                    caption="Means over texts. The sink logit is the score before "
+                    f"softmax of {spot} minus the mean of the query's other keys; "
+                    "norms are in units of the residual stream.",
+                ),
+            ),
+        ),
+        Section(
+            "Residual norms and massive activations",
+            (
+                "An entry of the residual stream counts as massive if its size is "
+                "above 100 and at least a thousand times the median size of the "
+                "layer's entries.",
+            ),
+            figures=(plots["residual-norm"], plots["massive"]),
+            tables=(_residual_table(report), _massive_table(report)),
+        ),
+        *([Section("Attention, token by token", figures=examples)] if examples else []),
+    )
+
+
+def texts(report: SinkReport) -> tuple[TokenText, ...]:
+    """The exact tokens of every text."""
+    entries = enumerate(report.meta["tokens"])
+    return tuple(TokenText.from_meta(f"Text {i}", entry) for i, entry in entries)
+
+
+def snippet(report: SinkReport) -> str:
+    """A short view for notebooks: summary, numbers and the map of scores."""
+    import matplotlib.pyplot as plt
+
+    with plotting.theme():
+        figure = plotting.figure_of(draw.score_map(report))
+        svg = inline_svg(figure, "sink-scores")
+        plt.close(figure)
+    rows = Markup("").join(
+        Markup("<tr><td><b>{}</b></td><td>{}</td><td>{}</td></tr>").format(
+            item.value, item.label, item.note
+        )
+        for item in headlines(report)
+    )
+    text = Markup("").join(Markup("<p>{}</p>").format(t) for t in summary(report))
+    notice = Markup("").join(
+        Markup("<p><i>{}</i></p>").format(n) for n in notes(report)
+    )
+    return str(
+        Markup("<div>{}{}<table>{}</table><div style='max-width:32em'>{}</div></div>")
+        .format(text, notice, rows, svg)
+        .replace("var(--grid)", "#ccc")
+    )
+
+
+def _rates_table(report: SinkReport) -> Table:
+    return to_table(
+        report.rates,
+        "Sink rate of each text",
+        names={"batch": "text", "rate": "share of heads above"},
+        caption=f"Share of heads with a sink score above {report.eps:g}.",
+    )
+
+
+def _residual_table(report: SinkReport) -> Table:
+    return to_table(
+        report.residual,
+        "Residual norm by layer",
+        names={
+            "layer": "layer",
+            "norm": f"position {report.position}, mean",
+            "others": "others, mean",
+            "low": "others, 10 %",
+            "median": "others, median",
+            "high": "others, 90 %",
+            "ratio": "ratio",
+        },
+        caption="Units of the residual stream; ratio: mean over texts of position "
+        f"{report.position} over the text's other tokens.",
+    )
+
+
+def _massive_table(report: SinkReport) -> Table:
+    return to_table(
+        report.massive,
+        "Massive activations",
+        names={
+            "layer": "layer",
+            "pos": "position",
+            "dim": "dimension",
+            "value": "value, mean",
+            "ratio": "|value| / median",
+            "texts": "texts that have it",
+        },
+        caption="" if len(report.massive) else "None passed both thresholds.",
+    )

@@ -1,0 +1,102 @@
+"""Tables of a sink report: one row a head, a place, a token; and their intervals.
+
+May import: sites, run.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechsink.run import Model
+from mechsink.sites import Site
+
+ENOUGH = 50
+"""Texts from which means carry a bootstrap interval; below, every value is shown."""
+
+_BATCH_TOKENS = 1024  # logits of 49,152 words for so many weigh 200 MB
+_PATTERN_TOKENS = 18  # as many token labels as fit along a figure
+
+
+def bootstrap(
+    values: Float[np.ndarray, "text column"], n: int = 2000, seed: int = 0
+) -> tuple[Float[np.ndarray, " column"], Float[np.ndarray, " column"]]:
+    """Ends of the 95 % percentile interval of each column's mean, over texts."""
+    rng = np.random.default_rng(seed)
+    # a resample of texts is how often each is drawn
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), n)
+    low, high = np.quantile(counts @ values / len(values), [0.025, 0.975], axis=0)
+    return low, high
+
+
+def batches_of(rows: Sequence[Int[Tensor, "1 _"]]) -> list[Int[Tensor, "_ _"]]:
+    """Texts of one length together, batch pos, a thousand tokens or so at a time."""
+    by_length: dict[int, list[Tensor]] = {}
+    for row in rows:
+        by_length.setdefault(row.shape[1], []).append(row)
+    batches = []
+    for length, same in by_length.items():
+        size = max(1, _BATCH_TOKENS // length)
+        batches += [torch.cat(same[i : i + size]) for i in range(0, len(same), size)]
+    return batches
+
+
+def head_table(
+    scores: pd.DataFrame, logits: pd.DataFrame, values: pd.DataFrame, eps: float
+) -> pd.DataFrame:
+    """One row a head: means over texts of what was measured one row a text and head."""
+    by_head = ["layer", "head"]
+    wide = scores.pivot(index="batch", columns=by_head, values="score")
+    table = pd.DataFrame({"score": wide.mean(), "low": np.nan, "high": np.nan})
+    if len(wide) >= ENOUGH:
+        table["low"], table["high"] = bootstrap(wide.to_numpy())
+    table["share"] = (wide > eps).mean()
+    table["logit"] = logits.groupby(by_head)["logit"].mean()
+    means: Any = values.groupby(by_head)[["norm", "others", "ratio"]].mean()
+    return table.join(means).reset_index()
+
+
+def massive_table(found: pd.DataFrame) -> pd.DataFrame:
+    """One row a layer, position and dimension: mean value, and in how many texts."""
+    places: Any = found.groupby(["layer", "pos", "dim"])
+    table = places[["value", "ratio"]].mean()
+    table["texts"] = places["batch"].nunique()
+    return table.reset_index()
+
+
+def examples(
+    model: Model, row: Int[Tensor, "1 pos"], heads: pd.DataFrame
+) -> pd.DataFrame:
+    """Attention of the strongest and the weakest sink head on a short prompt."""
+    columns = ["layer", "head", "query", "key", "weight"]
+    if "pattern" not in model.shape.sites:
+        return pd.DataFrame(columns=columns)
+    ranked: Any = heads.sort_values("score", ascending=False)[["layer", "head"]]
+    named = [tuple(map(int, place)) for place in ranked.to_numpy()]
+    picked = dict.fromkeys([named[0], named[-1]])  # one head alone is shown once
+    sites = [Site("pattern", layer, head=head) for layer, head in picked]
+    run = model.run(row[:, :_PATTERN_TOKENS], read=sites)
+    parts = []
+    for site in sites:
+        weight = run.cache[site][0].detach().double().cpu().numpy()
+        query, key = np.tril_indices(len(weight))
+        place = {"layer": site.layer, "head": site.head, "query": query, "key": key}
+        parts.append(pd.DataFrame({**place, "weight": weight[query, key]}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def token_table(meta: dict[str, Any]) -> pd.DataFrame:
+    """One row a token, as it stands in `meta`."""
+    return pd.DataFrame(
+        [
+            {"batch": text, "pos": pos, "id": number, "token": string}
+            for text, entry in enumerate(meta["tokens"])
+            for pos, (number, string) in enumerate(
+                zip(entry["ids"], entry["strings"], strict=True)
+            )
+        ]
+    )

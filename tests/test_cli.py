@@ -1,0 +1,150 @@
+"""The command line: help, errors in words, exit codes, two small runs."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from mechsink.cli import app
+from tests.report.test_html import Reader
+from tests.report.tiny_model import save_tiny
+
+
+def mechsink(*args: str):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def test_help_names_every_verb_and_is_quick():
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "mechsink", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    for verb in ("demo", "sinks", "form", "models"):
+        assert verb in done.stdout
+    assert time.perf_counter() - started < 10  # 0.5 s on a free machine
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from typer.testing import CliRunner; from mechsink.cli import app;"
+        "CliRunner().invoke(app, ['form', '--help']);"
+        "print({'torch', 'pandas', 'matplotlib', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("verb", ["demo", "sinks", "form", "models"])
+def test_every_verb_has_an_example(verb):
+    done = mechsink(verb, "--help")
+    assert done.exit_code == 0
+    assert f"Example: mechsink {verb}" in done.output
+
+
+def test_versions():
+    done = mechsink("--version")
+    assert done.exit_code == 0
+    assert "mechsink " in done.output
+    assert "torch " in done.output
+
+
+def test_models_lists_what_can_be_loaded():
+    done = mechsink("models")
+    assert done.exit_code == 0
+    assert "smollm2" in done.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["form", "bb-cpuu"], "Did you mean 'bb-cpu'?"),
+        (["form", "--text", "no-such-file.txt"], "no-such-file.txt"),
+        (["form", "--from", "no-such-run"], "no-such-run"),
+        (["sinks", "smollm22"], "Did you mean 'smollm2'?"),
+        (["sinks", "./no-such-folder"], "no-such-folder"),
+        (["sinks", "smollm2", "--text", "no-such-file.txt"], "no-such-file.txt"),
+        (["sinks", "smollm2", "--out", "/proc/nowhere"], "cannot be written"),
+        (["form", "--steps", "0"], "--steps"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_bad_input_is_told_in_words_and_leaves_nothing(
+    args, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    done = mechsink(*args)
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_that_is_not_the_callers_exits_with_1(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("the disk caught fire")
+
+    monkeypatch.setattr("mechsink.models.load.load_model", fail)
+    done = mechsink("sinks", "smollm2", "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "the disk caught fire" in done.stderr
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(RuntimeError):
+        raise mechsink("--debug", "sinks", "smollm2", "--out", tmp_path).exception
+
+
+def test_a_fault_of_ours_shows_no_traceback_unless_asked(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise KeyError("layer")
+
+    monkeypatch.setattr("mechsink.models.load.load_model", fail)
+    done = mechsink("sinks", "smollm2", "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "unexpected KeyError: 'layer'" in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_somebody_elses_folder_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    done = mechsink("sinks", "smollm2", "--out", tmp_path)
+    assert done.exit_code == 2
+    assert "thesis.tex" in done.stderr
+
+
+def test_sinks_of_a_local_folder(tmp_path):
+    model = save_tiny(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("Some words to measure on. " * 40)
+    out = tmp_path / "out"
+    args = ["sinks", model, "--text", tmp_path / "text.txt", "--out", out]
+    for _ in range(2):  # the second run replaces the first
+        done = mechsink(*args, "--length", "16")
+        assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == str(out / "report.html")
+    files = {path.name for path in out.iterdir()}
+    assert {"report.html", "meta.json", "table.csv", "figures"} <= files
+    assert not [name for name in files if name.startswith(".new")]
+    meta = json.loads((out / "meta.json").read_text())
+    assert meta["settings"]["length"] == 16
+    assert meta["duration_s"] > 0
+
+
+def test_form_trains_resumes_and_reports(tmp_path):
+    out = tmp_path / "out"
+    done = mechsink("form", "bb-cpu", "--steps", "3", "--seed", "1", "--out", out)
+    assert done.exit_code == 0, done.output
+    report = out / "report.html"
+    assert done.stdout.splitlines()[-1] == str(report)
+    text = Reader(report.read_text()).text
+    assert "from step 0 to step 3" in text
+    assert "seed (1)" in text
+    run = out / "bb-cpu-seed1-3steps"
+    state = (run / "state.safetensors").stat().st_mtime_ns
+    again = mechsink("form", "bb-cpu", "--steps", "3", "--seed", "1", "--out", out)
+    assert again.exit_code == 0, again.output
+    assert (run / "state.safetensors").stat().st_mtime_ns == state  # not trained anew
+    other = mechsink("form", "--from", run, "--out", tmp_path / "other")
+    assert other.exit_code == 0, other.output
+    assert (tmp_path / "other" / "report.html").is_file()
