@@ -24,10 +24,10 @@ demo: install
 	$(BIN)/mechsink demo --out demo
 
 test: install
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n auto -m "not slow"
 
 test-all: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -35,7 +35,7 @@ lint: install
 	$(BIN)/pyright
 
 check: lint
-	$(BIN)/pytest -m "not slow and not pretrained and not browser and not matrix"
+	$(BIN)/pytest -n auto -m "not slow and not pretrained and not browser and not matrix"
 
 bench: install
 	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done

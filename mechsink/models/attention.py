@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CHUNK_BYTES = 64 * 2**20  # one chunk of scores, float32
@@ -50,7 +50,7 @@ class FlashAttention:
         """Attention that every query pays to a few keys; 0 where masked."""
         wanted = torch.as_tensor(list(keys), device=self.q.device)
         scores = self._scores(self.q, self._per_head(self.k[:, :, wanted]))
-        seen = self._visible(0, self.q.shape[2])[..., wanted]
+        seen = self._visible(0, self.q.shape[2], wanted)
         return torch.where(seen, (scores - self.lse[..., None]).exp(), 0.0)
 
     def excess_score(self, key: int) -> Float[Tensor, "batch head query"]:
@@ -102,12 +102,16 @@ class FlashAttention:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         return scores
 
-    def _visible(self, start: int, stop: int) -> Bool[Tensor, "#batch #head chunk key"]:
+    def _visible(
+        self, start: int, stop: int, keys: Int[Tensor, " some"] | None = None
+    ) -> Bool[Tensor, "#batch #head chunk some"]:
+        """Which of some keys (default: all) a chunk of queries may see."""
+        n_keys, device = self.k.shape[2], self.q.device
+        keys = torch.arange(n_keys, device=device) if keys is None else keys
         if self.mask is not None:
-            return self.mask[:, :, start:stop]
-        keys = torch.arange(self.k.shape[2], device=self.q.device)
-        queries = keys[self.k.shape[2] - self.q.shape[2] :][start:stop, None]
-        return (keys <= queries)[None, None]
+            return self.mask[:, :, start:stop, keys]
+        queries = torch.arange(start, stop, device=device) + n_keys - self.q.shape[2]
+        return (keys <= queries[:, None])[None, None]
 
     def _chunks(self) -> Iterator[tuple[int, int]]:
         batch, heads, n_queries, _ = self.q.shape

@@ -35,8 +35,10 @@ def output_folder(path: Path | str) -> Iterator[Path]:
         _replace(stage, path)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        if {entry.name for entry in path.iterdir()} <= {MARKER} and made:
-            shutil.rmtree(path, ignore_errors=True)
+        if {entry.name for entry in path.iterdir()} == {MARKER}:
+            (path / MARKER).unlink()  # nothing came of it: leave no trace
+            if made:
+                path.rmdir()
 
 
 def _claim(path: Path) -> bool:
