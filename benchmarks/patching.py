@@ -1,24 +1,27 @@
 """Patching sweeps: mechsink, TransformerLens's own sweep and naive hooks, in one run.
 
-    python benchmarks/patching.py [--repeats 3] [--long 128] [--out FILE.json]
+    python benchmarks/patching.py [--places 60] [--repeats 3] [--long 128] [--out FILE]
 
-Same model, same pair, same threads; the numbers must agree before a ratio counts.
-The arithmetic limit is the multiply-adds that no exact sweep can avoid (per patch
-the rows from its position on, from its layer up) over this machine's rate for a
-matrix product of that size.
+Same weights, pair and threads. A rival's cost is the same at every place, so it is
+timed on a random sample of places (`--places 0`: all) and scaled to the whole
+sweep; on those places its numbers must agree with ours. The arithmetic limit is
+the multiply-adds that no exact sweep can avoid (per patch, the rows from its
+position on, from its layer up) at this machine's rate for such a matrix product.
 """
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import torch
-from transformer_lens import patching as tl_patching
+from transformer_lens import patching as tl
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import mechsink as ms
@@ -26,177 +29,187 @@ from mechsink.models.views import shared_view
 
 CLEAN = "When Mary and John went to the store, John gave a bottle to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a bottle to"
+FILLER = "The weather was fine and the road was long. "
+AXES = {"resid_pre": ["layer", "pos"], "z": ["layer", "pos", "head"]}
+Sweep = Callable[[pd.DataFrame], torch.Tensor]  # places to metric values
 
 
 def main() -> None:
+    """Measure three sweeps and print a line for each."""
     options = _options()
-    model: Any = ms.load_model("smollm2")
-    filler = "The weather was fine and the road was long. " * 20
-    print(
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"{model.name}, {options.repeats} repeats, medians"
-    )
+    model: Any = ms.load_model("smollm2", device="cpu")
+    print(f"{model.name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    bridge = _bridge(model)
+    plain = shared_view(model.plain.model)
     rows = []
-    short = _pair(model, "", 14)
-    long = _pair(model, filler, options.long)
-    for site, pair, rivals in (
-        ("resid_pre", short, ("transformer_lens", "hooks")),
-        ("z", short, ("transformer_lens",)),
-        ("resid_pre", long, ("hooks",)),
+    for site, n_pos, rivals in (
+        ("resid_pre", 14, ("transformer_lens", "hooks")),
+        ("z", 14, ("transformer_lens",)),
+        ("resid_pre", options.long, ("hooks",)),
     ):
-        rows.append(_compare(model, pair, site, rivals, options.repeats))
+        pair = _pair(model, n_pos)
+        sweeps: dict[str, Sweep] = {
+            "transformer_lens": _transformer_lens(bridge, pair, site),
+            "hooks": _hooks(plain, pair),
+        }
+        chosen = {name: sweeps[name] for name in rivals}
+        rows.append(_compare(model, pair, site, chosen, options))
         print(_line(rows[-1]), flush=True)
-    print(f"peak memory {psutil.Process().memory_info().rss / 2**30:.2f} GiB resident")
+    peak = psutil.Process().memory_info().rss / 2**30
+    print(f"resident memory at the end {peak:.2f} GiB")
     if options.out:
         options.out.write_text(json.dumps(rows, indent=2))
 
 
-def _pair(model: Any, filler: str, n_pos: int) -> ms.PromptPairs:
-    clean, corrupted = (
-        model.to_tokens(filler + t)[:, -n_pos:] for t in (CLEAN, CORRUPTED)
-    )
-    answer, wrong = (model.to_tokens(t)[0, :1] for t in (" Mary", " John"))
-    return ms.PromptPairs(clean, corrupted, answer, wrong)
-
-
 def _compare(
-    model: Any, pair: ms.PromptPairs, site: str, rivals: tuple[str, ...], repeats: int
+    model: Any,
+    pair: ms.PromptPairs,
+    site: str,
+    rivals: dict[str, Sweep],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    runs: dict[str, Callable[[], torch.Tensor]] = {
-        "mechsink": lambda: _mechsink(model, pair, site),
-    }
-    if "transformer_lens" in rivals:
-        bridge = _bridge(model)
-        runs["transformer_lens"] = lambda: _transformer_lens(bridge, pair, site)
-    if "hooks" in rivals:
-        plain = shared_view(model.plain.model)
-        runs["hooks"] = lambda: _naive(plain, pair)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    values: dict[str, torch.Tensor] = {}
-    _mechsink(model, pair, site)  # warm-up
-    for repeat in range(repeats):
-        for name, run in runs.items():
-            if name != "mechsink" and repeat > 0 and times[name][0] > 60:
-                continue  # a slow rival is timed once
+    ms.patch_sweep(model, pair, ms.logit_diff, site)  # warm-up
+    ratios: dict[str, list[float]] = {name: [] for name in rivals}
+    off = dict.fromkeys(rivals, 0.0)
+    ours: list[float] = []
+    table = pd.DataFrame()
+    for repeat in range(options.repeats):
+        start = time.perf_counter()
+        table = ms.patch_sweep(model, pair, ms.logit_diff, site).table
+        ours.append(time.perf_counter() - start)
+        n = min(options.places, len(table)) or len(table)
+        places = table.loc[random.Random(repeat).sample(range(len(table)), n)]
+        want = torch.tensor(places["value"].to_numpy())
+        for name, sweep in rivals.items():
             start = time.perf_counter()
-            values[name] = run()
-            times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    scale = values["mechsink"].abs().max()
-    n_pos = pair.clean.shape[1]  # type: ignore[union-attr]
+            got = sweep(places[AXES[site]])
+            taken = (time.perf_counter() - start) * len(table) / n
+            ratios[name].append(taken / ours[-1])
+            scale = table["value"].abs().max()
+            off[name] = max(off[name], float((got - want).abs().max() / scale))
+    n_pos = len(pair.clean[0])
     return {
         "site": site,
         "tokens": n_pos,
-        "seconds": medians,
-        "ratio": {
-            n: medians[n] / medians["mechsink"] for n in medians if n != "mechsink"
-        },
-        "off": {
-            n: float((v - values["mechsink"]).abs().max() / scale)
-            for n, v in values.items()
-            if n != "mechsink"
-        },
-        "share_of_limit": _limit(model, n_pos, site) / medians["mechsink"],
+        "places": len(table),
+        "seconds": statistics.median(ours),
+        "ratios": ratios,
+        "ratio": {name: statistics.median(found) for name, found in ratios.items()},
+        "off": off,
+        "share_of_limit": _limit(model, n_pos, site) / statistics.median(ours),
     }
 
 
-def _mechsink(model: Any, pair: ms.PromptPairs, site: str) -> torch.Tensor:
-    table = ms.patch_sweep(model, pair, ms.logit_diff, site).table
-    columns = ["layer", "pos"] + (["head"] if site == "z" else [])
-    return torch.tensor(table.sort_values(columns)["value"].to_numpy())
+def _pair(model: Any, n_pos: int) -> ms.PromptPairs:
+    filler = FILLER * (n_pos // 8)
+    clean, corrupted = (
+        model.to_tokens(filler + text)[:, -n_pos:] for text in (CLEAN, CORRUPTED)
+    )
+    answer, wrong = (model.to_tokens(text)[0, :1] for text in (" Mary", " John"))
+    return ms.PromptPairs(clean, corrupted, answer, wrong)
 
 
 def _bridge(model: Any) -> Any:
-    view = shared_view(model.plain.model, eager=True)
+    view: Any = shared_view(model.plain.model, eager=True)
     return build_bridge_from_module(view, type(view).__name__, hf_config=view.config)
 
 
-def _transformer_lens(bridge: Any, pair: ms.PromptPairs, site: str) -> torch.Tensor:
+def _transformer_lens(bridge: Any, pair: Any, site: str) -> Sweep:
+    sweep = (
+        tl.get_act_patch_resid_pre
+        if site == "resid_pre"
+        else tl.get_act_patch_attn_head_out_by_pos
+    )
     answer, wrong = int(pair.answers[0]), int(pair.wrong[0])
 
     def metric(logits: torch.Tensor) -> torch.Tensor:
         return logits[0, -1, answer] - logits[0, -1, wrong]
 
-    with torch.no_grad():
+    @torch.no_grad()
+    def run(places: pd.DataFrame) -> torch.Tensor:
+        tl.tqdm = lambda things, **options: things  # its progress bar costs time
         _, cache = bridge.run_with_cache(pair.clean)
-        if site == "z":
-            grid = tl_patching.get_act_patch_attn_head_out_by_pos(
-                bridge, pair.corrupted, cache, metric
-            )  # layer pos head
-        else:
-            grid = tl_patching.get_act_patch_resid_pre(
-                bridge, pair.corrupted, cache, metric
-            )
-    return grid.flatten().double()
+        index = places.reset_index(drop=True)
+        found = sweep(
+            bridge, pair.corrupted, cache, metric,
+            index_axis_names=None, index_df=index,
+        )  # fmt: skip
+        return found.double()
+
+    return run
 
 
-def _naive(plain: Any, pair: ms.PromptPairs) -> torch.Tensor:
-    """A forward pre-hook and one whole pass per place, no cache, last logits only."""
+def _hooks(plain: Any, pair: Any) -> Sweep:
+    """One forward pre-hook and one whole pass a place, last logits only."""
     answer, wrong = int(pair.answers[0]), int(pair.wrong[0])
-    blocks = plain.model.layers
-    clean = []
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def run(places: pd.DataFrame) -> torch.Tensor:
+        clean: list[torch.Tensor] = []
         handles = [
-            b.register_forward_pre_hook(lambda m, a: clean.append(a[0])) for b in blocks
+            block.register_forward_pre_hook(lambda module, args: clean.append(args[0]))
+            for block in plain.model.layers
         ]
         plain(pair.clean, use_cache=False)
         for handle in handles:
             handle.remove()
         found = []
-        for layer, block in enumerate(blocks):
-            for pos in range(pair.clean.shape[1]):  # type: ignore[union-attr]
+        for layer, pos in places.itertuples(index=False):
 
-                def patch(
-                    module: Any, args: Any, layer: int = layer, pos: int = pos
-                ) -> Any:
-                    x = args[0].clone()
-                    x[:, pos] = clean[layer][:, pos]
-                    return (x, *args[1:])
+            def patch(
+                module: Any, args: Any, layer: int = layer, pos: int = pos
+            ) -> Any:
+                x = args[0].clone()
+                x[:, pos] = clean[layer][:, pos]
+                return (x, *args[1:])
 
-                handle = block.register_forward_pre_hook(patch)
-                out = plain(pair.corrupted, use_cache=False, logits_to_keep=1).logits[
-                    0, -1
-                ]
-                handle.remove()
-                found.append(out[answer] - out[wrong])
-    return torch.stack(found).double()
+            handle = plain.model.layers[layer].register_forward_pre_hook(patch)
+            out = plain(pair.corrupted, use_cache=False, logits_to_keep=1)
+            handle.remove()
+            found.append(out.logits[0, -1, answer] - out.logits[0, -1, wrong])
+        return torch.stack(found).double()
+
+    return run
 
 
 def _limit(model: Any, n_pos: int, site: str) -> float:
     """Seconds that the unavoidable multiply-adds take at this machine's rate."""
-    s = model.shape
-    kv = s.n_kv_heads * s.d_head
-    a_token = s.d_model * (2 * s.d_model + 2 * kv + 3 * s.d_mlp)  # one layer
-    rows = s.n_heads if site == "z" else 1
+    shape = model.shape
+    a_token = shape.d_model * (  # one layer: q and o, k and v, gate and up and down
+        2 * shape.d_model + 2 * shape.n_kv_heads * shape.d_head + 3 * shape.d_mlp
+    )
+    enters = 0 if site == "resid_pre" else 1
+    layers = sum(shape.n_layers - layer - enters for layer in range(shape.n_layers))
     tokens = sum(n_pos - pos for pos in range(n_pos))
-    layers = sum(s.n_layers - layer - (site == "z") for layer in range(s.n_layers))
-    multiply_adds = rows * tokens * layers * a_token
-    a, b = torch.randn(1024, s.d_model), torch.randn(s.d_model, s.d_mlp)
+    parts = shape.n_heads if site == "z" else 1
+    a, b = torch.randn(1024, shape.d_model), torch.randn(shape.d_model, shape.d_mlp)
     taken = []
-    for _ in range(20):
+    for _ in range(30):
         start = time.perf_counter()
         a @ b
         taken.append(time.perf_counter() - start)
     rate = a.shape[0] * b.numel() / statistics.median(taken)
-    return multiply_adds / rate
+    return parts * tokens * layers * a_token / rate
 
 
 def _line(row: dict[str, Any]) -> str:
-    parts = [f"{row['site']:>10} {row['tokens']:>4} tokens"]
-    parts += [f"{name} {seconds:.2f} s" for name, seconds in row["seconds"].items()]
-    parts += [
-        f"{ratio:.1f} x {name} (off {row['off'][name]:.0e})"
-        for name, ratio in row["ratio"].items()
+    rivals = [
+        f"{row['ratio'][name]:.1f} times {name} (off by {row['off'][name]:.0e})"
+        for name in row["ratio"]
     ]
-    parts += [f"{row['share_of_limit']:.0%} of the arithmetic limit"]
-    return ", ".join(parts)
+    return (
+        f"{row['site']:>9}, {row['tokens']} tokens, {row['places']} places: "
+        f"{row['seconds']:.2f} s, {', '.join(rivals)}, "
+        f"{row['share_of_limit']:.0%} of the arithmetic limit"
+    )
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--places", type=int, default=60, help="0: all")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--long", type=int, default=128, help="tokens of the long pair")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--long", type=int, default=128, help="tokens, long pair")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     return parser.parse_args()
 
 

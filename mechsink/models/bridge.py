@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from mechsink.models.hooks import SiteHooks, check_tokens
 from mechsink.models.patterns import visit_patterns
 from mechsink.models.plain import PlainModel
-from mechsink.models.selfcheck import available_sites, selfcheck_run
 from mechsink.models.views import shared_view, unbridged
 from mechsink.run import Edit, LayerAttention, ModelShape, Run
 from mechsink.sites import Site
@@ -134,6 +133,9 @@ class BridgeModel:
 
     @functools.cached_property
     def _shape(self) -> ModelShape:
+        # Here, not above: loading alone needs no pandas.
+        from mechsink.models.selfcheck import available_sites, selfcheck_run
+
         cfg = self.bridge.cfg
         candidates = {name for name in HOOKS if self._has_hook(name)}
         if "attn_out" in candidates and not self._is_parallel():

@@ -171,7 +171,7 @@ def _from_pretrained(
         _check_name(asked)
     options: dict[str, Any] = {
         "trust_remote_code": trust_remote_code,
-        "local_files_only": is_folder,
+        "local_files_only": is_folder or not _hub_answers(),
         "revision": revision or "main",
     }
     try:
@@ -191,6 +191,27 @@ def _from_pretrained(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device), tokenizer
+
+
+def _hub_answers() -> bool:
+    """Whether the hub's host can be reached; asked once, instead of five retries."""
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if getproxies():  # the proxy resolves names, we need not be able to
+        return True
+    parts = urlsplit(constants.ENDPOINT)
+    try:
+        address = (parts.hostname, parts.port or 443)
+        socket.create_connection(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _check_name(name: str) -> None:
