@@ -4,8 +4,14 @@ from .experiments.checkpoints import checkpoints_of as checkpoints_of
 from .experiments.formation import FormationRecorder as FormationRecorder
 from .experiments.formation import formation as formation
 from .experiments.timeline import Formation as Formation
+from .interventions import attention_edits as attention_edits
+from .interventions.ablation import AblationResult as AblationResult
+from .interventions.ablation import ablate as ablate
 from .interventions.patching import PatchingResult as PatchingResult
 from .interventions.patching import patch_sweep as patch_sweep
+from .interventions.replacements import mean as mean
+from .interventions.replacements import resample as resample
+from .interventions.replacements import zero as zero
 from .metrics import answer_logprob as answer_logprob
 from .metrics import logit_diff as logit_diff
 from .metrics import sink_attention as sink_attention

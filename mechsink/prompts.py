@@ -74,8 +74,8 @@ class PromptPairs:
 
     clean: Texts | Rows
     corrupted: Texts | Rows
-    answers: Texts | Int[Tensor, " prompt"] | None = None
-    wrong: Texts | Int[Tensor, " prompt"] | None = None
+    answers: Texts | Int[Tensor, " answer"] | None = None
+    wrong: Texts | Int[Tensor, " wrong"] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.clean)
