@@ -18,7 +18,7 @@ from torch import Tensor
 from mechsink.run import Model
 
 Texts = Sequence[str]
-Rows = Int[Tensor, "prompt pos"] | Sequence[Int[Tensor, " pos"]]
+Rows = Int[Tensor, "prompt _"] | Sequence[Int[Tensor, " _"]]
 KEYS = ("clean", "corrupted", "answer", "wrong")
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechsink.models.resume import BaseRun
+from mechsink.models.continuation import BaseRun
 from mechsink.run import Edit, Model
 from mechsink.sites import AXES, Site
 

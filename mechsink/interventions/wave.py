@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsink.interventions.entries import Entry
-from mechsink.models.resume import BaseRun
+from mechsink.models.continuation import BaseRun
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,176 @@
+"""Continuing a Hugging Face model's run by replaying its own blocks.
+
+The blocks get the very arguments (masks, rotary angles, ALiBi) that the model
+itself would give them, and a cache whose earlier positions are the base run's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechsink.models.continuation import BaseRun, Past
+from mechsink.models.plain import Call, PlainModel, block_input, block_output
+
+
+def hugging_face_base(plain: PlainModel, tokens: Tensor) -> BaseRun:
+    """Run once, keeping residuals, keys and values."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    resid: list[Tensor] = []
+    outs: list[Any] = []
+    # The last block's raw return value shows how this family wraps its residual.
+    handle = plain.blocks[-1].register_forward_hook(
+        lambda module, args, out: outs.append(out)
+    )
+    try:
+        plain.visit(tokens, None, lambda layer, x: resid.append(x), cache)
+    finally:
+        handle.remove()
+    layers: list[Any] = list(cache.layers)
+    past = [(layer.keys, layer.values) for layer in layers]
+    if len(past) != len(plain.blocks) or any(keys is None for keys, _ in past):
+        raise ValueError(
+            f"resume: {type(plain.model).__name__} keeps no keys and values in "
+            f"{len(plain.blocks) - len(past)} of its {len(plain.blocks)} layers, so "
+            "its runs can't be continued from a position."
+        )
+    width = None if isinstance(outs[0], Tensor) else len(outs[0])
+    return BaseRun(
+        tokens,
+        resid,
+        past,  # type: ignore[arg-type]
+        lambda pos: _HuggingFaceTail(plain, tokens, past, pos, width),
+    )
+
+
+class _HuggingFaceTail:
+    """Blocks called with the very arguments that the model itself gives them.
+
+    Those arguments (masks, rotary angles, ALiBi) are caught by running the model
+    with stand-ins for its blocks, which costs an embedding and a norm.
+    """
+
+    def __init__(
+        self,
+        plain: PlainModel,
+        tokens: Tensor,
+        past: list[Any],
+        pos: int,
+        width: int | None,
+    ) -> None:
+        self._plain, self._width = plain, width
+        self._tokens = tokens[:1, pos:]  # all rows have alike masks and positions
+        self._past = [(keys[:, :, :pos], values[:, :, :pos]) for keys, values in past]
+        self._calls: dict[int, list[Call]] = {}
+
+    def block(self, layer: int, resid: Tensor, rows: Tensor | None) -> Tensor:
+        args, kwargs = self._arguments(resid.shape[0])[layer]
+        cache = _Continued(self._past, rows)
+        args = tuple(cache if _is_cache(x) else x for x in args)
+        kwargs = {k: cache if _is_cache(x) else x for k, x in kwargs.items()}
+        if args:
+            args = (resid, *args[1:])
+        else:
+            kwargs["hidden_states"] = resid
+        return block_output(self._plain.blocks[layer](*args, **kwargs))
+
+    def logits(self, resid: Tensor, vocabulary: Tensor | None = None) -> Tensor:
+        # The model's own forward around stand-ins that answer with `resid`: final
+        # norm, head, logit scale and soft cap stay the model's business.
+        model = self._plain.model
+        head = model.get_output_embeddings()
+        if vocabulary is not None and isinstance(head, torch.nn.Linear):
+            model.set_output_embeddings(_some_rows(head, vocabulary))
+        try:
+            logits = self._run(model, 1, lambda args, kwargs: resid).logits
+        finally:
+            model.set_output_embeddings(head)
+        if vocabulary is not None and not isinstance(head, torch.nn.Linear):
+            logits = logits[..., vocabulary]
+        return logits
+
+    def _arguments(self, n_rows: int) -> list[Call]:
+        """What each block is called with, for that many rows."""
+        if not self._plain.arguments_broadcast(self._catch):
+            if n_rows not in self._calls:
+                self._calls = {n_rows: self._catch(n_rows)}
+            return self._calls[n_rows]
+        if 1 not in self._calls:
+            self._calls = {1: self._catch(1)}
+        return self._calls[1]
+
+    def _catch(self, n_rows: int) -> list[Call]:
+        calls: list[Call] = []
+
+        def stand_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+            calls.append((args, kwargs))
+            return block_input(args, kwargs)
+
+        self._run(self._plain.model.base_model, n_rows, stand_in)
+        return calls
+
+    def _run(
+        self,
+        model: Any,
+        n_rows: int,
+        stand_in: Callable[[tuple[Any, ...], dict[str, Any]], Tensor],
+    ) -> Any:
+        from transformers import DynamicCache
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            out = stand_in(args, kwargs)
+            return out if self._width is None else (out, *[None] * (self._width - 1))
+
+        cache = DynamicCache(
+            [
+                (k[:1].expand(n_rows, -1, -1, -1), v[:1].expand(n_rows, -1, -1, -1))
+                for k, v in self._past
+            ]
+        )
+        tokens = self._tokens.expand(n_rows, -1)
+        try:
+            for block in self._plain.blocks:
+                block.forward = forward
+            return model(tokens, past_key_values=cache, use_cache=True)
+        finally:
+            for block in self._plain.blocks:
+                del block.forward  # the class's own shows again
+
+
+def _some_rows(head: torch.nn.Linear, rows: Tensor) -> torch.nn.Linear:
+    """The unembedding of a few tokens."""
+    few = torch.nn.Linear(head.in_features, len(rows), bias=head.bias is not None)
+    few.weight = torch.nn.Parameter(head.weight[rows], requires_grad=False)
+    if head.bias is not None:
+        few.bias = torch.nn.Parameter(head.bias[rows], requires_grad=False)
+    return few
+
+
+class _Continued:
+    """A cache whose earlier positions are the base run's."""
+
+    def __init__(self, past: list[Past], rows: Tensor | None) -> None:
+        self._past, self._rows = past, rows
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> Past:
+        """Base keys and values of the earlier positions, then the new ones."""
+        old_keys, old_values = self._past[layer_idx]
+        if old_keys.shape[0] == 1:  # one base prompt: a view serves all rows
+            old_keys = old_keys.expand(len(keys), -1, -1, -1)
+            old_values = old_values.expand(len(keys), -1, -1, -1)
+        elif self._rows is not None:
+            old_keys, old_values = old_keys[self._rows], old_values[self._rows]
+        return torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of earlier positions."""
+        return self._past[layer_idx][0].shape[2]
+
+
+def _is_cache(value: Any) -> bool:
+    return hasattr(value, "update") and hasattr(value, "get_seq_length")
