@@ -1,0 +1,92 @@
+"""Prompt pairs: aligned token for token, refused with the place where they part."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from mechsink.models.bridge import BridgeModel
+from mechsink.prompts import PromptPairs
+from tests.models.families import tiny
+from tests.models.test_load import word_tokenizer
+
+MODEL = BridgeModel(tiny("llama"), word_tokenizer())
+
+
+def test_texts_become_tokens_grouped_by_length() -> None:
+    pairs = PromptPairs(
+        clean=["w1 w2 w3", "w4 w5", "w6 w7 w8"],
+        corrupted=["w1 w9 w3", "w4 w6", "w6 w7 w9"],
+        answers=["w10", "w11", "w12"],
+        wrong=["w20"],
+    )
+    long, short = pairs.tokens(MODEL)
+    assert long.index == [0, 2] and short.index == [1]
+    assert long.clean.tolist() == [[2, 3, 4], [7, 8, 9]]
+    assert long.answers is not None and long.answers.tolist() == [11, 13]
+    assert short.wrong is not None and short.wrong.tolist() == [21]
+    assert long.rows(torch.tensor([1, 1])).index == [2, 2]
+    assert pairs.flipped().tokens(MODEL)[0].clean.tolist()[0] == [2, 10, 4]
+
+
+def test_tokens_pass_through_and_answers_may_be_left_out() -> None:
+    tokens = torch.arange(6).reshape(2, 3)
+    (group,) = PromptPairs(tokens, tokens + 1).tokens(MODEL)
+    assert torch.equal(group.clean, tokens) and group.answers is None
+    assert len(group) == 2 and group.n_pos == 3
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (lambda: PromptPairs([], []), "at least one pair"),
+        (lambda: PromptPairs(["w1"], ["w2", "w3"]), "1 clean and 2 corrupted"),
+        (lambda: PromptPairs(["w1"], ["w2"], ["a", "b"]), "2 answers for 1 pairs"),
+        (lambda: PromptPairs(["w1"], torch.ones(1, 1).long()), "both be texts"),
+        (
+            lambda: PromptPairs(["w1 w2 w3"], ["w1 w4"]).tokens(MODEL),
+            "3 clean and 2 corrupted tokens. They part at token 1",
+        ),
+        (
+            lambda: PromptPairs(["w1"], ["w2"], ["w3 w4"]).tokens(MODEL),
+            r"'w3 w4', which is 2 tokens here: \['w3', 'w4'\]",
+        ),
+        (
+            lambda: PromptPairs(["w1"], ["w2"], ["w3"], ["w3"]).tokens(MODEL),
+            "'w3' as answer and as wrong answer",
+        ),
+    ],
+)
+def test_bad_pairs_are_refused_with_advice(pairs, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pairs()
+
+
+def test_two_bos_tokens_are_told() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.bos_token = "w1"
+    model = BridgeModel(tiny("llama"), tokenizer)
+    with pytest.warns(UserWarning, match=r"two BOS tokens: \['w1', 'w1', 'w3'\]"):
+        PromptPairs(["w1 w1 w3"], ["w1 w1 w4"]).tokens(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PromptPairs(["w1 w3"], ["w1 w4"]).tokens(model)
+
+
+def test_jsonl_round_trip_and_broken_lines(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    good = '{"clean": "w1", "corrupted": "w2", "answer": "w3", "wrong": "w4"}\n'
+    path.write_text(good + "\n" + good)
+    assert PromptPairs.from_jsonl(path).answers == ["w3", "w3"]
+    for bad, message in [
+        ("{", "line 2 of .* it is not JSON"),
+        ("[1]", "line 2 of .* it holds a list"),
+        ('{"clean": "w1"}', "line 2 of .* 'corrupted' is None"),
+    ]:
+        path.write_text(good + bad + "\n")
+        with pytest.raises(ValueError, match=message):
+            PromptPairs.from_jsonl(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="has no lines"):
+        PromptPairs.from_jsonl(path)
