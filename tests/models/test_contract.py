@@ -6,11 +6,13 @@ from torch import Tensor
 
 from mechsink.attribution.gradients import gradients
 from mechsink.metrics import logit_diff, sink_attention
+from mechsink.models.bridge import BridgeModel
 from mechsink.models.hooks import check_tokens
 from mechsink.models.selfcheck import selfcheck
 from mechsink.run import Model
 from mechsink.sites import AXES, Site
 from tests.models.backends import BACKENDS, load
+from tests.models.families import tiny
 
 POST_NORM = {"gemma2", "olmo2"}  # attn_out is the norm of what the heads write
 TOKENS = torch.randint(0, 80, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -203,3 +205,34 @@ def test_bad_tokens_are_refused(model: Model) -> None:
             model.run(long)
         with pytest.raises(ValueError, match=f"at most {n_ctx}"):
             model.visit(long)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_keep_the_linear_path_and_pass(family: str, dtype) -> None:
+    own = tiny(family).to(dtype)
+    model = BridgeModel(own, name=family)
+    assert model.plain.attends and selfcheck(model).ok
+    columns: dict[int, Tensor] = {}
+    model.visit(
+        TOKENS, attention=lambda seen: columns.update({seen.layer: seen.columns([0])})
+    )
+    pattern = model.run(TOKENS, read=[Site("pattern", 0)]).cache[Site("pattern", 0)]
+    off = (columns[0][..., 0].double() - pattern[..., 0].double()).abs().max()
+    assert off <= (0.03 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_a_function_that_loses_causality_is_noticed(monkeypatch) -> None:
+    from mechsink.models import plain
+
+    def sees_all(*args, attention_mask=None, **kwargs):
+        q, k, v = args[1:4]
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return out.transpose(1, 2), None
+
+    plain.register_attention()
+    from transformers import AttentionInterface
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "mechsink", sees_all)
+    assert not BridgeModel(tiny("llama")).plain.attends
