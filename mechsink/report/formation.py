@@ -16,7 +16,8 @@ from torch import Tensor
 from mechsink.experiments.checkpoints import as_checkpoints
 from mechsink.experiments.formation import Formation, formation
 from mechsink.plotting import Figure
-from mechsink.results import Result
+from mechsink.report.html import Page
+from mechsink.report.paged import Drawn, PagedResult
 from mechsink.run import Model
 from mechsink.sites import Site
 from toy_tasks import TrainRun, load_run
@@ -26,7 +27,7 @@ _EXAMPLE = 24
 
 
 @dataclass(frozen=True, eq=False)
-class FormationReport(Result):
+class FormationReport(PagedResult):
     """A formation timeline with what a reader needs to judge it.
 
     Attributes:
@@ -71,38 +72,17 @@ class FormationReport(Result):
         """All panels in one figure."""
         return self.formation.plot()
 
-    def save(self, folder: Path | str) -> Path:
-        """Tables as CSV, meta.json, figures as SVG and PNG, and report.html.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
+    def draw(self) -> Drawn:
+        """Every figure of the page."""
         from mechsink.report.formation_page import figures
 
-        return self.save_drawn(folder, figures(self))
+        return figures(self)
 
-    def save_drawn(self, folder: Path | str, drawn: Any) -> Path:
-        """`save` with figures that `formation_page.figures` has drawn already."""
+    def page(self, drawn: Drawn | None = None) -> Page:
+        """The page, with figures drawn already or now."""
         from mechsink.report.formation_page import formation_page
-        from mechsink.report.html import write_page
-        from mechsink.report.svg import save_figure
 
-        folder = super().save(folder)
-        for name, (figure, _) in drawn.items():
-            save_figure(figure, folder / "figures", name)
-        write_page(formation_page(self, drawn), folder / "report.html")
-        return folder
-
-    def to_html(self, path: Path | str) -> Path:
-        """Write the page alone: one file that opens anywhere.
-
-        Raises:
-            OSError: the path cannot be written.
-        """
-        from mechsink.report.formation_page import formation_page
-        from mechsink.report.html import write_page
-
-        return write_page(formation_page(self), path)
+        return formation_page(self, drawn)
 
 
 def formation_report(

@@ -6,7 +6,6 @@ May import: sites, run, results, plotting, sinks, experiments.
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from mechsink import plotting
@@ -23,11 +22,9 @@ from mechsink.report.html import (
     settings_rows,
     show_token,
 )
+from mechsink.report.paged import Drawn
 from mechsink.report.svg import inline_svg
 from mechsink.report.tables import number, to_table
-
-Drawn = Mapping[str, tuple[Figure, Plot]]
-"""Figures by name: the matplotlib figure, and what the page says about it."""
 
 
 def formation_page(report: FormationReport, drawn: Drawn | None = None) -> Page:

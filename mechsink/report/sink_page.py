@@ -3,7 +3,6 @@
 May import: sites, run, results, plotting, sinks.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -18,6 +17,7 @@ from mechsink.report.html import (
     TokenText,
     settings_rows,
 )
+from mechsink.report.paged import Drawn
 from mechsink.report.sink_words import (
     headlines,
     notes,
@@ -28,9 +28,6 @@ from mechsink.report.sink_words import (
 from mechsink.report.sinks import SinkReport
 from mechsink.report.svg import inline_svg
 from mechsink.report.tables import Table, to_table
-
-Drawn = Mapping[str, tuple[Figure, Plot]]
-"""Figures by name: the matplotlib figure, and what the page says about it."""
 
 
 def sink_page(report: SinkReport, drawn: Drawn | None = None) -> Page:

@@ -8,7 +8,6 @@ May import: sites, run, results, plotting, sinks.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,6 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechsink.plotting import Axes
+from mechsink.report.html import Page
+from mechsink.report.paged import Drawn, PagedResult
 from mechsink.report.progress import Advance, bar
 from mechsink.report.sink_tables import (
     ENOUGH,
@@ -27,7 +28,7 @@ from mechsink.report.sink_tables import (
     token_table,
 )
 from mechsink.report.texts import default_rows, token_rows
-from mechsink.results import Result, provenance
+from mechsink.results import provenance
 from mechsink.run import Model
 from mechsink.sinks.logits import SinkLogitMeter
 from mechsink.sinks.massive import MassiveActivationMeter
@@ -38,7 +39,7 @@ from mechsink.sinks.values import ValueNormMeter
 
 
 @dataclass(frozen=True, eq=False)
-class SinkReport(Result):
+class SinkReport(PagedResult):
     """Sinks of a model on some texts; `position` is the sink asked about.
 
     Attributes:
@@ -98,36 +99,17 @@ class SinkReport(Result):
 
         return score_map(self, ax)
 
-    def save(self, folder: Path | str) -> Path:
-        """Tables as CSV, meta.json, figures as SVG and PNG, and report.html.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
+    def draw(self) -> Drawn:
+        """Every figure of the page."""
         from mechsink.report.sink_page import figures
 
-        return self.save_drawn(folder, figures(self))
+        return figures(self)
 
-    def save_drawn(self, folder: Path | str, drawn: Any) -> Path:
-        """`save` with figures that `sink_page.figures` has drawn already."""
-        from mechsink.report.sink_page import sink_page
-        from mechsink.report.svg import save_figure
-
-        folder = super().save(folder)
-        for name, (figure, _) in drawn.items():
-            save_figure(figure, folder / "figures", name)
-        _write_page(sink_page(self, drawn), folder / "report.html")
-        return folder
-
-    def to_html(self, path: Path | str) -> Path:
-        """Write the page alone: one file that opens anywhere.
-
-        Raises:
-            OSError: the path cannot be written.
-        """
+    def page(self, drawn: Drawn | None = None) -> Page:
+        """The page, with figures drawn already or now."""
         from mechsink.report.sink_page import sink_page
 
-        return _write_page(sink_page(self), path)
+        return sink_page(self, drawn)
 
     def _repr_html_(self) -> str:
         """The summary, the headline numbers and the map of scores."""
@@ -236,9 +218,3 @@ class _Watch(Meter):
 
     def result(self, tables: Any, meta: dict[str, Any]) -> None:
         return None
-
-
-def _write_page(page: Any, path: Path | str) -> Path:
-    from mechsink.report.html import write_page
-
-    return write_page(page, path)
