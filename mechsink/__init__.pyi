@@ -4,9 +4,14 @@ from .experiments.checkpoints import checkpoints_of as checkpoints_of
 from .experiments.formation import FormationRecorder as FormationRecorder
 from .experiments.formation import formation as formation
 from .experiments.timeline import Formation as Formation
-from .interventions import attention_edits as attention_edits
 from .interventions.ablation import AblationResult as AblationResult
 from .interventions.ablation import ablate as ablate
+from .interventions.attention_edits import act_calibration as act_calibration
+from .interventions.attention_edits import isolate as isolate
+from .interventions.attention_edits import move_to as move_to
+from .interventions.attention_edits import soft_pag as soft_pag
+from .interventions.attention_edits import zero_head as zero_head
+from .interventions.attention_edits import zero_tuning as zero_tuning
 from .interventions.patching import PatchingResult as PatchingResult
 from .interventions.patching import patch_sweep as patch_sweep
 from .interventions.replacements import mean as mean

@@ -7,7 +7,7 @@ May import: sites, run.
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -258,9 +258,3 @@ def _bad_line(path: Path | str, number: int, what: str) -> ValueError:
         'like {"clean": "...", "corrupted": "...", "answer": " Paris", '
         '"wrong": " Rome"}.'
     )
-
-
-def batches(pairs: TokenPairs, size: int) -> Iterator[TokenPairs]:
-    """The pairs in runs of at most `size`."""
-    for start in range(0, len(pairs), size):
-        yield pairs.rows(slice(start, start + size))

@@ -18,7 +18,7 @@ from mechsink.models.continuation import BaseRun
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One patch, for all prompts: where, and the final residual of its last token."""
+    """One patch, for all prompts: where, and the logits after the last token."""
 
     layer: int
     pos: int | None

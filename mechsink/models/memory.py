@@ -12,7 +12,7 @@ import torch
 from mechsink.run import ModelShape
 
 SHARE = 0.25  # of what is free; the rest is for others and for what is not counted
-ENOUGH = 2 * 2**30  # bytes; larger batches are no faster on any CPU measured
+ENOUGH = 2 * 2**30  # bytes; a batch that large keeps any core busy
 
 
 def rows_that_fit(
