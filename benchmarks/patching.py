@@ -140,9 +140,11 @@ def _peak_memory(device: torch.device) -> Iterator[list[float]]:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    yield used
-    done.set()
-    thread.join()
+    try:
+        yield used
+    finally:
+        done.set()
+        thread.join()
 
 
 def _pair(model: Any, n_pos: int, from_start: bool) -> ms.PromptPairs:

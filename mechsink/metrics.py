@@ -41,12 +41,15 @@ class LogitDiff:
 
     def vocabulary(self, prompts: Answers) -> Int[Tensor, " token"]:
         """The tokens whose logits are read."""
-        return torch.cat([prompts.answers, prompts.wrong])
+        return torch.cat(
+            [_given(self, prompts, "answers"), _given(self, prompts, "wrong")]
+        )
 
     def __call__(self, run: Run, prompts: Answers) -> Float[Tensor, " prompt"]:
         """One difference a prompt."""
         last = run.logits[:, -1]
-        return _at(last, prompts.answers) - _at(last, prompts.wrong)
+        answers, wrong = (_given(self, prompts, n) for n in ("answers", "wrong"))
+        return _at(last, answers) - _at(last, wrong)
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,7 +64,8 @@ class AnswerLogprob:
 
     def __call__(self, run: Run, prompts: Answers) -> Float[Tensor, " prompt"]:
         """One log-probability a prompt."""
-        return _at(run.logits[:, -1].log_softmax(-1), prompts.answers)
+        answers = _given(self, prompts, "answers")
+        return _at(run.logits[:, -1].log_softmax(-1), answers)
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,6 +102,17 @@ answer_logprob = AnswerLogprob()
 def sink_attention(*, layer: int, head: int, position: int = 0) -> SinkAttention:
     """The metric "how much of a sink is this position for this head?"."""
     return SinkAttention(layer, head, position)
+
+
+def _given(metric: object, prompts: Any, name: str) -> Tensor:
+    tokens = getattr(prompts, name, None)
+    if tokens is None:
+        raise ValueError(
+            f"{metric!r}: the prompts have no {name}. Give them, as in "
+            'PromptPairs(..., answers=[" Paris"], wrong=[" Rome"]), or take a metric '
+            "that needs none, such as sink_attention(layer=, head=)."
+        )
+    return tokens
 
 
 def _at(values: Tensor, tokens: Tensor) -> Tensor:

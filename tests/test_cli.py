@@ -178,7 +178,8 @@ def test_patch_sweeps_pairs_of_a_file(tmp_path):
     done = mechsink(*args[:3], "--out", out, "--metric", "L1H2", "--site", "mlp_out")
     assert done.exit_code == 0, done.output
     table = pd.read_csv(out / "table.csv")
-    assert (table.loc[table["layer"] >= 1, "effect"].fillna(0) == 0).all()
+    assert (table.loc[table["layer"] >= 1, "effect"] == 0).all()
+    assert table.loc[table["layer"] == 0, "effect"].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_af1_finds_what_was_planted(planted_sums, tmp_path):
     page = Reader((out / "report.html").read_text()).text
     assert "Waits 2 layers, then peeks in 2: keeps 1.000" in page
     found = AllForOneReport.load(out)
-    assert (found.wait, found.peek, found.search.found) == (2, [2], True)
+    assert (found.wait, found.peek, found.found) == (2, [2], True)
     args = ["--template", "{A} + {B} + 3 =", "--slot", "A=0-9", "--slot", "B=1,2,5"]
     done = mechsink("af1", model, *args, "--answer", "A + B + 3", "--out", out)
     assert done.exit_code == 0, done.output

@@ -29,7 +29,7 @@ class Parts:
         probe: some logits of the model, to tell other weights of the same name.
 
     Raises:
-        ValueError: the folder holds another sweep's batches.
+        ValueError: the folder holds another sweep's batches, or another result.
     """
 
     def __init__(
@@ -40,6 +40,11 @@ class Parts:
         path = self.folder / NAME
         if path.exists():
             self._check(path, probe)
+        elif (self.folder / "meta.json").exists():
+            raise ValueError(
+                f"patch_sweep: {self.folder} holds a result of another call, which "
+                "would be taken for this one's. Give a new folder."
+            )
         else:
             text = to_json({**self._identity, "probe": probe.tolist()})
             atomic_write(path, text)

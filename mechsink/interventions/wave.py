@@ -51,9 +51,9 @@ def wave(
     with torch.no_grad():
         for level in range(depth + 1):
             earlier = len(batch)
-            for label, stream in _entering(base, entries, level, start):
-                labels.append(label)
-                batch.add(stream)
+            if new := list(_entering(base, entries, level, start)):
+                labels += [label for label, _ in new]
+                batch.add(torch.cat([stream for _, stream in new]))
             if not len(batch):
                 continue
             for site in reading.sites:
@@ -117,8 +117,8 @@ class _Batch:
     def __len__(self) -> int:
         return sum(map(len, self._pieces))
 
-    def add(self, rows: Float[Tensor, "prompt tail d_model"]) -> None:
-        """Put one patch's rows at the end; prompts stay in order."""
+    def add(self, rows: Float[Tensor, "row tail d_model"]) -> None:
+        """Put patches' rows at the end, each patch's prompts in order."""
         while len(rows):
             room = self._most - len(self._pieces[-1]) if self._pieces else 0
             if room <= 0:

@@ -27,27 +27,14 @@ SHARES = {
 
 
 @dataclass(frozen=True, eq=False)
-class AllForOneReport(PagedResult):
-    """An `AllForOneSearch` that tells itself on a page; its fields, its tables."""
-
-    peeks: pd.DataFrame
-    necessity: pd.DataFrame
-    found: bool
-    wait: int | None
-    peek: list[int] | None
-    target: float
-    message: str
-
-    @property
-    def search(self) -> AllForOneSearch:
-        """The search without the page."""
-        return AllForOneSearch(**{f.name: getattr(self, f.name) for f in fields(self)})
+class AllForOneReport(AllForOneSearch, PagedResult):
+    """An `AllForOneSearch` that tells itself on a page."""
 
     def draw(self) -> Drawn:
         """The trade-off curve."""
         import matplotlib.pyplot as plt
 
-        figure = plotting.figure_of(self.search.plot())
+        figure = plotting.figure_of(self.plot())
         plt.close(figure)
         plot = Plot(
             inline_svg(figure, "trade-off"),

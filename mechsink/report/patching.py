@@ -104,6 +104,7 @@ class PatchReport(PagedResult):
             self.runs[column].to_numpy() for column in ("clean", "corrupted")
         )
         texts = enumerate(self.meta["tokens"])
+        found = {site: self.places(site) for site in self.sites}
         return Page(
             title=f"Patching {self.meta['model']}",
             summary=(
@@ -115,7 +116,7 @@ class PatchReport(PagedResult):
                 Headline(
                     f"{corrupted.mean():.2f}", "metric, corrupted", _spread(corrupted)
                 ),
-                *(self._strongest(site) for site in self.sites),
+                *(_strongest(site, places) for site, places in found.items()),
             ),
             sections=tuple(
                 Section(
@@ -123,7 +124,7 @@ class PatchReport(PagedResult):
                     figures=(plots[f"patch-{site}"],),
                     tables=(
                         to_table(
-                            self.places(site).head(SHOWN),
+                            found[site].head(SHOWN),
                             f"Places of the largest effect, {site}",
                             caption="Mean over pairs, largest first; pos −1 means all "
                             "positions together. Every pair stands in table.csv.",
@@ -137,23 +138,6 @@ class PatchReport(PagedResult):
             ),
             settings=settings_rows(self.meta),
             notes=self._notes(),
-        )
-
-    def _strongest(self, site: str) -> Headline:
-        found = self.places(site)
-        if found.empty:
-            return Headline("–", site, "clean and corrupted agree")
-        top = found.iloc[0]
-        where = [f"layer {top['layer']:.0f}"]
-        where += [
-            f"{name.replace('_', ' ')} {top[name]:.0f}"
-            for name in PART_COLUMN.values()
-            if name in found
-        ]
-        if top["pos"] >= 0:
-            where.append(f"position {top['pos']:.0f}")
-        return Headline(
-            f"{top['effect']:.2f}", f"largest effect, {site}", ", ".join(where)
         )
 
     def _notes(self) -> tuple[str, ...]:
@@ -196,7 +180,7 @@ def patch_report(
         raise ValueError(
             f"patch_report: no sites. Name some, for example {', '.join(SITES)}."
         )
-    tables, sweep = [], None
+    tables, engines, sweep = [], {}, None
     for site in dict.fromkeys(sites):
         by_head = {"head", "kv_head"} & {*AXES.get(site, ())}
         where = "all" if by_head else None
@@ -204,15 +188,31 @@ def patch_report(
             model, pairs, metric, site, direction, layers=layers, positions=where
         )
         tables.append(sweep.table.assign(site=site))
+        engines[site] = sweep.meta["settings"]["engine"]
     assert sweep is not None
     table: Any = pd.concat(tables, ignore_index=True)
     table = table[["site", *(c for c in table.columns if c != "site")]]
     runs = pd.DataFrame({"clean": sweep.clean, "corrupted": sweep.corrupted})
     runs.insert(0, "prompt", np.arange(len(runs)))
-    settings = {**sweep.meta["settings"], "site": list(dict.fromkeys(sites))}
+    settings = {**sweep.meta["settings"], "site": list(engines), "engine": engines}
     meta = {**sweep.meta, "settings": settings}
     return PatchReport(table, meta, runs, direction, repr(metric))
 
 
 def _spread(values: np.ndarray) -> str:
     return f"{values.min():.2f} to {values.max():.2f} over pairs"
+
+
+def _strongest(site: str, found: Any) -> Headline:
+    if found.empty:
+        return Headline("–", site, "clean and corrupted agree")
+    top = found.iloc[0]
+    where = [f"layer {top['layer']:.0f}"]
+    where += [
+        f"{name.replace('_', ' ')} {top[name]:.0f}"
+        for name in PART_COLUMN.values()
+        if name in found
+    ]
+    if top["pos"] >= 0:
+        where.append(f"position {top['pos']:.0f}")
+    return Headline(f"{top['effect']:.2f}", f"largest effect, {site}", ", ".join(where))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mechsink.interventions.ablation import ablate
 from mechsink.interventions.patching import patch_sweep
 from mechsink.interventions.replacements import zero
-from mechsink.metrics import logit_diff
+from mechsink.metrics import answer_logprob, logit_diff
 from mechsink.models.bridge import BridgeModel
 from mechsink.prompts import PromptPairs
 from mechsink.sites import Site
@@ -225,6 +225,18 @@ def test_places_that_are_not_there(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         patch_sweep(model, PAIRS, logit_diff, site, engine=engine, **options)
+
+
+def test_a_metric_of_answers_without_any(model: BridgeModel) -> None:
+    tokens = torch.arange(6)[None]
+    bare = PromptPairs(tokens, tokens + 9)
+    for metric, lacks in ((logit_diff, "answers"), (answer_logprob, "answers")):
+        for call in (
+            lambda m=metric: patch_sweep(model, bare, m),
+            lambda m=metric: ablate(model, tokens, [Site("z", 0)], zero(), m),
+        ):
+            with pytest.raises(ValueError, match=f"prompts have no {lacks}"):
+                call()
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,14 @@ def test_a_folder_of_another_sweep_is_refused(monkeypatch, tmp_path: Path) -> No
     assert json.loads((tmp_path / "sweep.json").read_text())["site"] == "resid_pre"
 
 
+def test_a_result_saved_by_hand_is_not_taken_for_this_sweeps(tmp_path: Path) -> None:
+    model = load("llama")
+    patch_sweep(model, many(), answer_logprob).save(tmp_path)
+    with pytest.raises(ValueError, match="holds a result of another call"):
+        patch_sweep(model, many(), logit_diff, folder=tmp_path)
+    assert not (tmp_path / "sweep.json").exists()
+
+
 def test_a_part_cut_short_is_not_taken_for_one(monkeypatch, tmp_path: Path) -> None:
     model = load("toy")
     with monkeypatch.context() as patch:
