@@ -15,6 +15,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "resid_post": ("batch", "pos", "d_model"),
     "attn_out": ("batch", "pos", "d_model"),
     "mlp_out": ("batch", "pos", "d_model"),
+    "mlp_normed": ("batch", "pos", "d_model"),
     "mlp_post": ("batch", "pos", "d_mlp"),
     "q": ("batch", "pos", "head", "d_head"),
     "k": ("batch", "pos", "kv_head", "d_head"),

@@ -10,9 +10,9 @@ from mechsink.run import ModelShape
 from mechsink.sites import Site
 
 ATTENTION = ("q", "k", "v", "attn_scores", "pattern", "z", "attn_out")
-MLP = ("mlp_post", "mlp_out")
+MLP = ("mlp_normed", "mlp_post", "mlp_out")
 STAGE = {"q": 0, "k": 0, "v": 0, "attn_scores": 1, "pattern": 2, "z": 3, "attn_out": 4,
-         "mlp_post": 0, "mlp_out": 1}  # fmt: skip
+         "mlp_normed": 0, "mlp_post": 1, "mlp_out": 2}  # fmt: skip
 """What comes before what inside one component."""
 
 

@@ -27,6 +27,7 @@ HOOKS = {
     "resid_post": "blocks.{}.hook_resid_post",
     "attn_out": "blocks.{}.hook_attn_out",
     "mlp_out": "blocks.{}.hook_mlp_out",
+    "mlp_normed": "blocks.{}.mlp.hook_in",
     "mlp_post": "blocks.{}.mlp.hook_post",
     "q": "blocks.{}.attn.hook_q",
     "k": "blocks.{}.attn.hook_k",

@@ -23,6 +23,7 @@ HOOKS = {
     "resid_post": "hook_resid_post",
     "attn_out": "hook_attn_out",
     "mlp_out": "hook_mlp_out",
+    "mlp_normed": "ln2.hook_normalized",
     "mlp_post": "mlp.hook_post",
     "q": "attn.hook_q",
     "k": "attn.hook_k",
@@ -118,7 +119,7 @@ class ToyModel:
         config = self.toy.config
         sites = set(AXES)
         if not all(config.has_mlp(layer) for layer in range(config.n_layers)):
-            sites -= {name for name, hook in HOOKS.items() if hook.startswith("mlp.")}
+            sites -= {"mlp_normed", "mlp_post"}
         if len(self._attention_layers) < config.n_layers:
             sites -= {name for name, hook in HOOKS.items() if hook.startswith("attn.")}
         return ModelShape(
