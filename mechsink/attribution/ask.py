@@ -123,8 +123,8 @@ def scores_of(
     method: str,
     seed: int,
     started: float,
+    settings: Mapping[str, int],
     edges: Sequence[tuple[str, str]] | None = None,
-    **settings: object,
 ) -> EdgeScores:
     """The result, from one [source target] tensor of scores a prompt.
 

@@ -66,7 +66,7 @@ def cut_metric(
     wiring: Wiring,
     pairs: TokenPairs,
     metric: Metric,
-    cut: Bool[Tensor, "row source target"],
+    cut: Bool[Tensor, "#row source target"],
     reference: Float[Tensor, "row source pos d_model"],
 ) -> Float[Tensor, " row"]:
     """The metric of clean prompts run with some edges cut.

@@ -41,7 +41,7 @@ class EdgeScores(Result):
         """Scores by source and target; NaN where there is no edge."""
         wires = self.wires
         grid = np.full(wires.real.shape, np.nan)
-        rows = self.table["source"].map(wires.source_index)
-        columns = self.table["target"].map(wires.target_index)
+        rows = [wires.source_index[name] for name in self.table["source"]]
+        columns = [wires.target_index[name] for name in self.table["target"]]
         grid[rows, columns] = self.table["score"]
         return grid

@@ -147,7 +147,7 @@ def _by_gradients(
             f"{method}: the metric {metric!r} does not depend on the model's heads, "
             "MLPs or logits, so no edge has a gradient. Give a metric of the run."
         )
-    return scores_of(ask, by_prompt, method, seed, started, **settings)
+    return scores_of(ask, by_prompt, method, seed, started, settings)
 
 
 def _between(ends: Ends, site: Site, share: float) -> Tensor:

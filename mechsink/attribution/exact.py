@@ -71,7 +71,7 @@ def exact_edges(
                 scores[:, some[:, 0], some[:, 1]] = (clean - value).T
                 advance(len(batch) * len(some))
             by_prompt |= dict(zip(batch.index, scores, strict=True))
-    return scores_of(ask, by_prompt, "exact_edges", seed, started, edges)
+    return scores_of(ask, by_prompt, "exact_edges", seed, started, {}, edges)
 
 
 def _changed(

@@ -7,7 +7,6 @@ the unembedding of every position alone is a fifth of a pass.
 
 import contextlib
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -53,8 +52,9 @@ def metric_of(
     wanted = {*read, *metric.reads}
     reading = Reading.of(metric, pairs)
     shape = model.shape
+    reads_some = reading.logits == "last" or wanted
     can_stop = not any(site.name in shape.read_only for site in wanted)
-    if reading.logits == "all" or not can_stop:
+    if reading.logits == "all" or not (reads_some and can_stop):
         run = model.run(tokens, read=wanted, edit=edit, grad=grad)
         return metric(run, pairs).double().cpu(), dict(run.cache)
 
@@ -89,9 +89,11 @@ def metric_of(
     edits |= {whole: watched(whole) for whole in wholes}
     with contextlib.suppress(_Seen):
         model.run(tokens, edit=edits, grad=grad)
-    logits: Any = seen[end].new_zeros(len(tokens), 1, 0)
     if reading.logits == "last":
+        tokens = tokens[:, -1:]
         logits = wiring.unembed.of(seen[last][:, -1:], reading.vocabulary)
+    else:
+        logits = seen[end].new_zeros(*tokens.shape, 0)
     cache = {site: seen[site.whole][site.index] for site in wanted}
     if not grad:
         cache = {site: value.detach() for site, value in cache.items()}

@@ -8,7 +8,7 @@ each model proves it on a probe before it is believed.
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -158,6 +158,7 @@ class Unembed:
         return logits if self.cap is None else self.cap * (logits / self.cap).tanh()
 
 
+@runtime_checkable  # the shape checker needs isinstance
 class Wiring(Protocol):
     """A model's reads and writes, layer by layer; tensors are views of its weights."""
 
@@ -211,7 +212,7 @@ def wiring(model: Any) -> Wiring:
         elif hasattr(model, "bridge"):
             from mechsink.models.wiring_bridge import BridgeWiring
 
-            found = BridgeWiring(model)
+            found = BridgeWiring(model)  # type: ignore[assignment]  # cached_property
         else:
             raise ValueError(
                 f"wiring: the weights of a {type(model).__name__} are not at hand. "
