@@ -12,6 +12,7 @@ ROOMS = [
     "prompts",
     "slots",
     "metrics",
+    "prompt_sets",
     "models",
     "interventions",
     "attribution",

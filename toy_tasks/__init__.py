@@ -7,6 +7,7 @@ from toy_tasks.arithmetic import Sums
 from toy_tasks.bigram_backcopy import BigramBackcopy
 from toy_tasks.config import ToyConfig
 from toy_tasks.evaluation import accuracy, evaluate
+from toy_tasks.planted import PLANTED, Planted
 from toy_tasks.presets import PRESETS, Preset
 from toy_tasks.runs import TrainRun, load_run
 from toy_tasks.task import Task
@@ -14,8 +15,10 @@ from toy_tasks.training import train
 from toy_tasks.transformer import ToyTransformer
 
 __all__ = [
+    "PLANTED",
     "PRESETS",
     "BigramBackcopy",
+    "Planted",
     "Preset",
     "Sums",
     "Task",
