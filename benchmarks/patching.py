@@ -14,19 +14,17 @@ last block keys, values and one position) at this machine's rate for such a prod
 """
 
 import argparse
-import contextlib
 import json
 import random
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 import torch
+from peak_memory import peak_memory
 from transformer_lens import patching as tl
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -88,7 +86,7 @@ def _compare(
     table = pd.DataFrame()
     for repeat in range(options.repeats):
         limit = _limit(model, pair, site)  # each time: the machine's rate drifts
-        with _peak_memory(model.device) as used:
+        with peak_memory(model.device) as used:
             start = time.perf_counter()
             table = ms.patch_sweep(model, pair, ms.logit_diff, site).table
             ours.append(time.perf_counter() - start)
@@ -98,7 +96,7 @@ def _compare(
         places = table.loc[random.Random(repeat).sample(range(len(table)), n)]
         want = torch.tensor(places["value"].to_numpy())
         for name, sweep in rivals.items():
-            with _peak_memory(model.device) as used:
+            with peak_memory(model.device) as used:
                 start = time.perf_counter()
                 got = sweep(places[AXES[site]]).cpu()
                 taken = (time.perf_counter() - start) * len(table) / n
@@ -117,34 +115,6 @@ def _compare(
         "share_of_limit": statistics.median(shares),
         "peak_bytes": peak,
     }
-
-
-@contextlib.contextmanager
-def _peak_memory(device: torch.device) -> Iterator[list[float]]:
-    """Most memory taken within, over what was held before; bytes."""
-    used = [0.0]
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        yield used
-        torch.cuda.synchronize()
-        used[0] = torch.cuda.max_memory_allocated() - held
-        return
-    process, done = psutil.Process(), threading.Event()
-    held = process.memory_info().rss
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            used[0] = max(used[0], process.memory_info().rss - held)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield used
-    finally:
-        done.set()
-        thread.join()
 
 
 def _pair(model: Any, n_pos: int, from_start: bool) -> ms.PromptPairs:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 EXACT_UP_TO = 12
 """Prompts up to which all sign flips are tried, 4,096 at most."""
-FLIPS, MORE_FLIPS, FEW = 1_000, 100_000, 20
+FLIPS, MORE_FLIPS, FEW = 1_000, 20_000, 20
 """Else so many at random; more where fewer than FEW of the first exceed the mean."""
 RESAMPLES = 1_000
-_CELLS = 2**25  # numbers held at once
+_CELLS = 2**25  # numbers held at once, and in a core's cache
+_CACHED = 2**20
 
 
 def inference(
@@ -81,8 +82,9 @@ def _resampled(n: int, generator: torch.Generator, repeats: int = RESAMPLES) -> 
 def _percentiles(values: Tensor, weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
     means = (values.T @ weights.T.to(values)).contiguous()
     k = max(1, round(0.025 * len(weights)))
-    low = means.kthvalue(k, dim=1).values
-    high = means.kthvalue(len(weights) + 1 - k, dim=1).values
+    # The k-th from an end: topk finds it in half the time of kthvalue.
+    low = means.topk(k, dim=1, largest=False, sorted=False).values.amax(1)
+    high = means.topk(k, dim=1, sorted=False).values.amin(1)
     return low.double().numpy(), high.double().numpy()
 
 
@@ -100,7 +102,13 @@ def _exceeding(values: Tensor, signs: Tensor) -> np.ndarray:
     n = len(values)
     # Ties count as exceeding; rounding must not break them.
     reach = values.sum(0).abs() - 1e-6 * values.abs().sum(0)
-    count = ((signs.to(values) @ values).abs() >= reach).sum(0).double().numpy()
+    signs, items = signs.to(values), values.T.contiguous()
+    step = max(1, _CACHED // len(signs))
+    counts = [
+        (some @ signs.T).abs_().ge_(least[:, None]).sum(1)
+        for some, least in zip(items.split(step), reach.split(step), strict=True)
+    ]
+    count = torch.cat(counts).double().numpy()
     if n <= EXACT_UP_TO:  # the true signs are among them
         return count / len(signs)
     return (count + 1) / (len(signs) + 1)
