@@ -1,0 +1,133 @@
+"""Faithfulness: how much of the model's own effect a circuit has, with intervals.
+
+(mean circuit - mean ablated) / (mean full - mean ablated), means over prompts of the
+metric: 1 for a circuit as good as the model, 0 for one as good as no edge at all,
+unclipped. Numerator and denominator are resampled together.
+May import: rooms up to attribution.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechsink.circuits.evaluation import (
+    Ablation,
+    CircuitRuns,
+    Edges,
+    References,
+)
+from mechsink.circuits.ratios import (
+    check_resamples,
+    check_told_apart,
+    interval,
+    ratio_of_means,
+    resampled_ratios,
+)
+from mechsink.prompts import PromptPairs
+from mechsink.results import Result, provenance
+from mechsink.run import Metric, Model
+
+
+@dataclass(frozen=True, eq=False)
+class Faithfulness(Result):
+    """One circuit's faithfulness.
+
+    `table`: prompt, full, circuit, ablated: the metric of each prompt, in its unit.
+    `value`: the ratio of means; low, high: its 95 % bootstrap interval, NaN for one
+    prompt or where full and ablated can't be told apart.
+    """
+
+    value: float
+    low: float
+    high: float
+    n_edges: int  # of the circuit
+    n_graph: int  # of the model
+    metric: str
+    ablation: str
+
+    def describe(self) -> str:
+        """The number with all that it depends on, in one line."""
+        return (
+            f"faithfulness {shown(self.value, self.low, self.high)} of "
+            f"{self.n_edges} of {self.n_graph} edges; {self.metric}, ablation "
+            f"{self.ablation}, {len(self.table)} prompts"
+        )
+
+
+def faithfulness(
+    model: Model,
+    circuit: Edges,
+    pairs: PromptPairs,
+    metric: Metric,
+    *,
+    ablation: Ablation = "patch",
+    reference: References | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Faithfulness:
+    """How faithful one circuit is; choose it on other prompts than these.
+
+    Args:
+        model, circuit, pairs, metric, ablation, reference: as in `circuit_metric`.
+        resamples: bootstrap resamples of the prompts.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: as `circuit_metric`; a metric that has the same mean with all edges
+            and with none.
+    """
+    started = time.perf_counter()
+    caller = "faithfulness"
+    check_resamples(caller, resamples)
+    runs = CircuitRuns.of(caller, model, pairs, metric, ablation, reference)
+    mask = runs.mask(circuit)
+    full, ablated = ends_of(runs)
+    value = runs.values(mask[None])
+    low, high = interval(
+        resampled_ratios(
+            value, ablated, full, resamples=resamples, seed=seed, caller=caller
+        )
+    )
+    table = pd.DataFrame({"full": full, "circuit": value[0], "ablated": ablated})
+    table.insert(0, "prompt", range(len(table)))
+    name = repr(metric)
+    meta = meta_of(runs, started, metric=name, resamples=resamples, seed=seed)
+    return Faithfulness(
+        table, meta, float(ratio_of_means(value, ablated, full)[0]),
+        float(low[0]), float(high[0]), int(mask.sum()), len(runs.ask.wires.edges),
+        name, ablation,
+    )  # fmt: skip
+
+
+def ends_of(runs: CircuitRuns) -> tuple[np.ndarray, np.ndarray]:
+    """The metric with all edges and with none, [prompt] each.
+
+    Raises:
+        ValueError: their means are equal.
+    """
+    full, ablated = runs.ends()
+    ask = runs.ask
+    check_told_apart(ask.caller, repr(ask.metric), ablated, full, ask.model.dtype)
+    return full, ablated
+
+
+def meta_of(runs: CircuitRuns, started: float, **settings: Any) -> dict[str, Any]:
+    """Provenance of a measurement of circuits."""
+    ask = runs.ask
+    tokens = [x for group in ask.groups for x in (group.clean, group.corrupted)]
+    return provenance(
+        ask.model,
+        tokens if runs.ablation == "patch" else tokens[::2],
+        duration=time.perf_counter() - started,
+        pairs=runs.n_prompts,
+        **runs.settings,
+        **settings,
+    )
+
+
+def shown(value: float, low: float, high: float) -> str:
+    """A number and its interval."""
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
