@@ -1,3 +1,7 @@
+from .attribution.atp_star import atp_star as atp_star
+from .attribution.attribution_patching import (
+    attribution_patching as attribution_patching,
+)
 from .attribution.edge_scores import EdgeScores as EdgeScores
 from .attribution.edges import eap as eap
 from .attribution.edges import eap_clean_corrupted as eap_clean_corrupted
@@ -5,6 +9,8 @@ from .attribution.edges import eap_ig as eap_ig
 from .attribution.edges import eap_ig_activations as eap_ig_activations
 from .attribution.exact import exact_edges as exact_edges
 from .attribution.gradients import gradients as gradients
+from .attribution.node_scores import NodeScores as NodeScores
+from .attribution.relp import relp as relp
 from .circuits.acdc import acdc as acdc
 from .circuits.acdc import acdc_sweep as acdc_sweep
 from .circuits.checks import Completeness as Completeness

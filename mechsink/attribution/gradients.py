@@ -58,8 +58,9 @@ def gradients(
         for site in sites
     }
     edit = {site: zero.add for site, zero in zeros.items()}
-    run = model.run(tokens, read=metric.reads, edit=edit, grad=True)
-    total = metric(run, prompts).sum()  # prompts do not mix, so each keeps its own
+    with torch.enable_grad():  # whatever the caller's mode
+        run = model.run(tokens, read=metric.reads, edit=edit, grad=True)
+        total = metric(run, prompts).sum()  # prompts do not mix: each keeps its own
     if not total.requires_grad:
         raise ValueError(
             f"gradients: the metric {metric!r} does not depend on any of the "

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from mechsink.models.selfcheck import probe_tokens
 from mechsink.models.wiring import Norm
-from mechsink.models.wiring_bridge import _read_off as read_bridge_norm
-from mechsink.models.wiring_toy import _norm as read_toy_norm
+from mechsink.models.wiring_bridge import read_norm as read_bridge_norm
+from mechsink.models.wiring_toy import toy_norm as read_toy_norm
 
 _proved: "weakref.WeakSet[Any]" = weakref.WeakSet()
 

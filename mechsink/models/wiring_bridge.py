@@ -80,14 +80,14 @@ class BridgeWiring:
 
 
 def _norm(block: Any, name: str) -> Norm | None:
-    return _read_off(getattr(block, name)) if hasattr(block, name) else None
+    return read_norm(getattr(block, name)) if hasattr(block, name) else None
 
 
 def _final_norm(bridge: Any) -> Norm | None:
-    return _read_off(bridge.ln_final) if hasattr(bridge, "ln_final") else None
+    return read_norm(bridge.ln_final) if hasattr(bridge, "ln_final") else None
 
 
-def _read_off(component: Any) -> Norm:
+def read_norm(component: Any) -> Norm:
     """Gain, bias and epsilon of a bridged norm; `prove` tells if they are right."""
     original = component.original_component
     gain = _detached(component.weight)

@@ -35,12 +35,12 @@ class ToyWiring:
         """How q, k or v come from resid_pre."""
         block: Any = self._toy.blocks[layer]
         weight = getattr(block.attn, f"W_{port.upper()}").detach()
-        return Read(_norm(block.ln1), weight)
+        return Read(toy_norm(block.ln1), weight)
 
     def mlp_read(self, layer: int) -> Read:
         """How mlp_normed comes from resid_mid."""
         block: Any = self._toy.blocks[layer]
-        return Read(_norm(block.ln2))
+        return Read(toy_norm(block.ln2))
 
     def attention_write(self, layer: int) -> Write:
         """How attn_out comes from z."""
@@ -55,10 +55,10 @@ class ToyWiring:
     @property
     def unembed(self) -> Unembed:
         """How logits come from the last resid_post."""
-        return Unembed(_norm(self._toy.ln_final), self._toy.W_U.detach(), None)
+        return Unembed(toy_norm(self._toy.ln_final), self._toy.W_U.detach(), None)
 
 
-def _norm(norm: Any) -> Norm | None:
+def toy_norm(norm: Any) -> Norm | None:
     if norm.kind == "none":
         return None
     bias = norm.b.detach() if norm.kind == "layer" else None
