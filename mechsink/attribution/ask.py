@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,14 +43,41 @@ class Asked:
     clean: dict[int, float] = field(default_factory=dict)
     corrupted: dict[int, float] = field(default_factory=dict)
 
-    def batches(
-        self, rows_at_once: "Callable[[Asked, int], int]"
-    ) -> Iterator[TokenPairs]:
-        """The pairs, as many at once as fit."""
+    def batches(self, rows_at_once: Callable[[int], int]) -> list[TokenPairs]:
+        """The pairs in batches of so many, or as many as `rows_at_once(n_pos)`."""
+        found: list[TokenPairs] = []
         for group in self.groups:
-            n = rows_at_once(self, group.n_pos)
-            for first in range(0, len(group), n):
-                yield group.rows(slice(first, first + n))
+            rows = torch.arange(len(group)).split(rows_at_once(group.n_pos))
+            found += [group.rows(some) for some in rows]
+        return found
+
+    def each_batch(
+        self,
+        rows_at_once: Callable[[int], int],
+        work: Callable[[TokenPairs], None],
+    ) -> None:
+        """Do `work` for all pairs, as many at once as fit; halved where CUDA overruns.
+
+        Raises:
+            MemoryError: not even one pair fits.
+        """
+        waiting = self.batches(rows_at_once)
+        while waiting:
+            batch = waiting.pop(0)
+            try:
+                work(batch)
+                continue
+            except torch.OutOfMemoryError as error:
+                if len(batch) == 1:
+                    raise MemoryError(
+                        f"{self.caller}: not even one pair of {batch.n_pos} tokens "
+                        f"fits on {self.model.device}. Use shorter prompts or a "
+                        "smaller dtype."
+                    ) from error
+            # Outside the handler: its traceback would keep the tensors alive.
+            torch.cuda.empty_cache()
+            half = len(batch) // 2
+            waiting[:0] = [batch.rows(slice(None, half)), batch.rows(slice(half, None))]
 
     @torch.no_grad()
     def ends(self, batch: TokenPairs) -> Ends:

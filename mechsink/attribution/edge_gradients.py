@@ -44,6 +44,8 @@ class Reader:
     def add(self, x: Tensor, value: Tensor, grad: Tensor, weight: float) -> None:
         """Gradients of one point; all [batch pos ...]."""
         norm = self.read.norm
+        dtype = torch.promote_types(grad.dtype, torch.float32)
+        x, value, grad = x.to(dtype), value.to(dtype), grad.to(dtype)
         if self.read.weight is None:
             value, grad = value[:, :, None], grad[:, :, None]
         if norm is None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mechsink.attribution.short_runs import metric_of
 from mechsink.attribution.wires import INPUT, LOGITS, Wires
+from mechsink.models.memory import free_bytes
 from mechsink.models.wiring import PORTS, Read, Wiring
 from mechsink.prompts import TokenPairs
 from mechsink.run import Edit, Metric, Model
@@ -93,6 +94,16 @@ def cut_metric(
     edits = _edits(state)
     values, _ = metric_of(model, wiring, pairs.clean, pairs, metric, edit=edits)
     return values
+
+
+def cut_rows(model: Model, wires: Wires, n_pos: int) -> int:
+    """Rows of `n_pos` tokens that one run with cuts can take, by the free memory."""
+    shape = model.shape
+    floats = n_pos * (12 * shape.d_model + 4 * shape.d_mlp + shape.d_vocab)
+    floats += 2 * n_pos**2 * shape.n_heads + wires.real.size
+    floats += 4 * len(wires.sources) * n_pos * shape.d_model
+    row = floats * max(4, model.dtype.itemsize)
+    return max(1, int(min(2**30, 0.25 * free_bytes(model.device)) // row))
 
 
 def _edits(state: _Cut) -> dict[Site, Edit]:

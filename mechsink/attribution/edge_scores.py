@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mechsink import plotting
 from mechsink.attribution.wires import Wires
+from mechsink.plotting import Axes
 from mechsink.results import Result
 
 
@@ -45,3 +47,21 @@ class EdgeScores(Result):
         columns = [wires.target_index[name] for name in self.table["target"]]
         grid[rows, columns] = self.table["score"]
         return grid
+
+    def plot(self, ax: Axes | None = None, n: int = 20) -> Axes:
+        """The `n` strongest edges as bars with their intervals, on `ax` or anew."""
+        order = np.argsort(-np.abs(self.table["score"].to_numpy()), kind="stable")
+        rows = self.table.iloc[order[:n][::-1]]
+        with plotting.theme():
+            ax = ax or plotting.new_axes(height=0.9 + 0.16 * len(rows))
+            names = rows["source"] + " → " + rows["target"]
+            blue, red = plotting.colours(4)[0], plotting.colours(4)[3]
+            colours = [blue if score > 0 else red for score in rows["score"]]
+            reach = abs(rows[["low", "high"]].to_numpy().T - rows["score"].to_numpy())
+            known = rows["low"].notna().all()  # not with one prompt
+            ax.barh(names, rows["score"], color=colours, xerr=reach if known else None,
+                    error_kw={"lw": 0.8, "ecolor": "0.3"})  # fmt: skip
+            ax.axvline(0, color="0.6", lw=0.6)
+            ax.set_xlabel(f"{self.method} score: drop of {self.metric} when corrupted")
+            ax.tick_params(axis="y", labelsize="x-small", length=0)
+        return ax

@@ -16,7 +16,7 @@ from mechsink.attribution.edge_gradients import Point, collect, readers, score
 from mechsink.attribution.edge_scores import EdgeScores
 from mechsink.attribution.writes import source_sites
 from mechsink.models.memory import free_bytes
-from mechsink.prompts import PromptPairs
+from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.run import Metric, Model
 from mechsink.sites import Site
 
@@ -131,18 +131,23 @@ def _by_gradients(
     started = time.perf_counter()
     ask = asked(method, model, pairs, metric)
     by_prompt: dict[int, Tensor] = {}
-    depends = False
-    for batch in ask.batches(_rows_at_once):
+    depends: list[bool] = []
+
+    def work(batch: TokenPairs) -> None:
         found = readers(ask.wires, ask.wiring)
         ends = ask.ends(batch)
         every = points(ask, ends)
         at_once = max(1, _rows_at_once(ask, batch.n_pos) // len(batch))
         for first in range(0, len(every), at_once):
             some = every[first : first + at_once]
-            depends |= collect(model, ask.wires, ask.wiring, found, batch, metric, some)
+            depends.append(
+                collect(model, ask.wires, ask.wiring, found, batch, metric, some)
+            )
         scores = score(ask.wires, found, ask.change(ends)).cpu()
-        by_prompt |= dict(zip(batch.index, scores, strict=True))
-    if not depends:
+        by_prompt.update(zip(batch.index, scores, strict=True))
+
+    ask.each_batch(lambda n_pos: _rows_at_once(ask, n_pos), work)
+    if not any(depends):
         raise ValueError(
             f"{method}: the metric {metric!r} does not depend on the model's heads, "
             "MLPs or logits, so no edge has a gradient. Give a metric of the run."

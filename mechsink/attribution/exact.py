@@ -8,10 +8,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mechsink.attribution.ask import Asked, asked, scores_of
-from mechsink.attribution.edge_patching import cut_metric
+from mechsink.attribution.edge_patching import cut_metric, cut_rows
 from mechsink.attribution.edge_scores import EdgeScores
 from mechsink.attribution.writes import written
-from mechsink.models.memory import free_bytes
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.run import Metric, Model
@@ -55,22 +54,25 @@ def exact_edges(
             '[("a0.h1", "m1")], or leave edges= out for all.'
         )
     by_prompt: dict[int, Tensor] = {}
+
+    def work(batch: TokenPairs) -> None:
+        ends = ask.ends(batch)
+        reference = written(ask.wires, ask.wiring, ends[1])
+        changes = _changed(ask, ends[0], reference)
+        scores = torch.zeros(len(batch), *ask.wires.real.shape, dtype=torch.float64)
+        clean = torch.tensor([ask.clean[i] for i in batch.index], dtype=torch.float64)
+        # Edges of one target together: only that target's site is edited.
+        at_once = max(1, cut_rows(model, ask.wires, batch.n_pos) // len(batch))
+        for some in _by_target(numbers[changes[numbers[:, 0]]], at_once):
+            value = _patched(ask, batch, reference, some)
+            scores[:, some[:, 0], some[:, 1]] = (clean - value).T
+            advance(len(batch) * len(some))
+        by_prompt.update(zip(batch.index, scores, strict=True))
+
     with bar("exact edges", len(pairs) * len(chosen), progress) as advance:
-        for batch in ask.batches(lambda ask, n_pos: max(1, _rows(ask, n_pos) // 8)):
-            ends = ask.ends(batch)
-            reference = written(ask.wires, ask.wiring, ends[1])
-            changes = _changed(ask, ends[0], reference)
-            scores = torch.zeros(len(batch), *ask.wires.real.shape, dtype=torch.float64)
-            clean = torch.tensor(
-                [ask.clean[i] for i in batch.index], dtype=torch.float64
-            )
-            # Edges of one target together: only that target's site is edited.
-            at_once = max(1, _rows(ask, batch.n_pos) // len(batch))
-            for some in _by_target(numbers[changes[numbers[:, 0]]], at_once):
-                value = _patched(ask, batch, reference, some)
-                scores[:, some[:, 0], some[:, 1]] = (clean - value).T
-                advance(len(batch) * len(some))
-            by_prompt |= dict(zip(batch.index, scores, strict=True))
+        ask.each_batch(
+            lambda n_pos: max(1, cut_rows(model, ask.wires, n_pos) // 8), work
+        )
     return scores_of(ask, by_prompt, "exact_edges", seed, started, {}, edges)
 
 
@@ -79,7 +81,7 @@ def _changed(
 ) -> Bool[Tensor, " source"]:
     """Whether a source's write differs at all between the two runs."""
     differs = written(ask.wires, ask.wiring, clean) != reference
-    return differs.flatten(2).any(-1).any(0)
+    return differs.flatten(2).any(-1).any(0).cpu()
 
 
 def _by_target(numbers: Tensor, at_once: int) -> list[Tensor]:
@@ -101,12 +103,3 @@ def _patched(ask: Asked, batch: TokenPairs, reference: Tensor, some: Tensor) -> 
         reference.repeat(len(some), 1, 1, 1),
     )  # fmt: skip
     return value.reshape(len(some), n)
-
-
-def _rows(ask: Asked, n_pos: int) -> int:
-    shape = ask.model.shape
-    floats = n_pos * (12 * shape.d_model + 4 * shape.d_mlp + shape.d_vocab)
-    floats += 2 * n_pos**2 * shape.n_heads
-    floats += 3 * len(ask.wires.sources) * n_pos * shape.d_model
-    row = floats * max(4, ask.model.dtype.itemsize)
-    return max(1, int(min(2**30, 0.25 * free_bytes(ask.model.device)) // row))

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechsink.attribution.ask import Asked, asked
-from mechsink.attribution.edge_patching import cut_metric
+from mechsink.attribution.edge_patching import cut_metric, cut_rows
 from mechsink.attribution.short_runs import metric_of
 from mechsink.attribution.wires import Wires
 from mechsink.attribution.writes import outputs, source_sites, written
@@ -111,7 +111,9 @@ class CircuitRuns:
         means, by_position = None, None
         if reference is not None:
             means, by_position = _means(ask, reference)
-        batches = list(ask.batches(lambda ask, n_pos: max(1, _rows(ask, n_pos) // 4)))
+        batches = ask.batches(
+            lambda n_pos: max(1, cut_rows(model, ask.wires, n_pos) // 4)
+        )
         return cls(ask, ablation, means, by_position, batches)
 
     @property
@@ -122,7 +124,10 @@ class CircuitRuns:
     @property
     def at_once(self) -> int:
         """Circuits that fit in one pass of the largest batch."""
-        fits = [_rows(self.ask, each.n_pos) // len(each) for each in self.batches]
+        fits = [
+            cut_rows(self.ask.model, self.ask.wires, each.n_pos) // len(each)
+            for each in self.batches
+        ]
         return max(1, min(fits))
 
     @property
@@ -161,7 +166,9 @@ class CircuitRuns:
         cut = torch.from_numpy(self.ask.wires.real & ~keep)
         for number, batch in enumerate(self.batches):
             reference = self._reference(number, batch)
-            at_once = max(1, _rows(self.ask, batch.n_pos) // len(batch))
+            at_once = max(
+                1, cut_rows(self.ask.model, self.ask.wires, batch.n_pos) // len(batch)
+            )
             for first in range(0, len(keep), at_once):
                 some = cut[first : first + at_once]
                 value = self._run(batch, reference, some)
@@ -258,7 +265,7 @@ def _means(ask: Asked, reference: References) -> tuple[Tensor, bool]:
     total: Any = 0.0
     weight = 0
     for group in groups:
-        size = max(1, _rows(ask, group.n_pos))
+        size = max(1, cut_rows(ask.model, ask.wires, group.n_pos))
         for first in range(0, len(group), size):
             tokens = group.clean[first : first + size]
             cache = ask.model.run(tokens, read=source_sites(ask.wires)).cache
@@ -266,13 +273,3 @@ def _means(ask: Asked, reference: References) -> tuple[Tensor, bool]:
             total = total + (part if by_position else part.sum(1, keepdim=True))
             weight += len(tokens) * (1 if by_position else group.n_pos)
     return total / weight, by_position
-
-
-def _rows(ask: Asked, n_pos: int) -> int:
-    """Prompts a pass, by the memory that is free."""
-    shape, wires = ask.model.shape, ask.wires
-    floats = n_pos * (12 * shape.d_model + 4 * shape.d_mlp + shape.d_vocab)
-    floats += 2 * n_pos**2 * shape.n_heads + wires.real.size
-    floats += 4 * len(wires.sources) * n_pos * shape.d_model
-    row = floats * max(4, ask.model.dtype.itemsize)
-    return max(1, int(min(2**30, 0.25 * free_bytes(ask.model.device)) // row))

@@ -218,10 +218,26 @@ def wiring(model: Any) -> Wiring:
                 f"wiring: the weights of a {type(model).__name__} are not at hand. "
                 "Load the model through ms.load_model."
             )
+        _check_sites(found, model.shape, model.name)
         with torch.no_grad():
             prove(found, model.shape, model.run, model.name, model.device)
         _known[model] = found
     return _known[model]
+
+
+def _check_sites(wiring: Wiring, shape: ModelShape, name: str) -> None:
+    """Raise ValueError if a read of the wiring has no site to be seen and edited at."""
+    needed = {"resid_pre", "resid_post", "attn_out", "mlp_out"}
+    needed |= {"q", "k", "v", "z"} if wiring.has_attention else set()
+    needed |= {"mlp_normed"} if wiring.has_mlp else set()
+    missing = sorted(needed - shape.sites)
+    if missing:
+        raise ValueError(
+            f"wiring: {name} has no {', '.join(missing)} that can be read and edited, "
+            "so edges and logits can't be attributed; leaving these components out "
+            "would give wrong numbers. Node methods (ms.attribution_patching, "
+            "ms.patch_sweep) work on the sites that it has."
+        )
 
 
 def prove(

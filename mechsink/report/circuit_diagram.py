@@ -26,6 +26,8 @@ from mechsink.report.tables import number
 
 ROWS = "Edges of the circuit"
 """Title of the table that follows the diagram."""
+SCRIPT = "circuit.js"
+"""What makes the diagrams of a page answer."""
 MOST_DRAWN = 400
 """Edges in a diagram; more can't be told apart."""
 ACROSS, UP = 64.0, 62.0
@@ -61,7 +63,7 @@ class _Frame:
 def circuit_plot(circuit: Circuit, title: str = "The circuit") -> Plot:
     """The diagram as a figure of a page.
 
-    The page must carry the script: render it with `circuit_page.render_circuit`.
+    The page must carry the script: `Page(scripts=(SCRIPT,))`.
     """
     drawn = strongest(circuit, MOST_DRAWN)
     caption = (

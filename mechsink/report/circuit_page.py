@@ -3,8 +3,6 @@
 May import: sites, run, results, plotting, attribution, circuits.
 """
 
-import base64
-import hashlib
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,21 +13,23 @@ import pandas as pd
 from mechsink import plotting
 from mechsink.attribution.wires import Wires
 from mechsink.circuits.graph import Circuit
-from mechsink.report.circuit_diagram import ROWS, by_strength, circuit_plot, scores_of
+from mechsink.report.circuit_diagram import (
+    ROWS,
+    SCRIPT,
+    by_strength,
+    circuit_plot,
+    scores_of,
+)
 from mechsink.report.html import (
-    LARGEST,
     Headline,
     Page,
     Section,
     TokenText,
-    _asset,
     render,
     settings_rows,
 )
 from mechsink.report.paged import Drawn, PagedResult
-from mechsink.report.svg import save_figure
 from mechsink.report.tables import number, to_table
-from mechsink.results import Result, atomic_write
 
 SHOWN = 1000
 """Edges in the page's table; all stand in table.csv."""
@@ -129,27 +129,16 @@ class CircuitReport(PagedResult):
             ),
             settings=settings_rows(self.meta),
             notes=self._notes(circuit),
+            scripts=(SCRIPT,),
         )
 
     def save_drawn(self, folder: Path | str, drawn: Drawn) -> Path:
         """Tables, meta.json, circuit.json, circuit.graphml, figures and the page."""
-        folder = Result.save(self, folder)
+        folder = super().save_drawn(folder, drawn)
         circuit = self.circuit
         circuit.save(folder / "circuit.json")
         circuit.save(folder / "circuit.graphml")
-        for name, (figure, _) in drawn.items():
-            save_figure(figure, folder / "figures", name)
-        _write(self.page(drawn), folder / "report.html")
         return folder
-
-    def to_html(self, path: Path | str) -> Path:
-        """Write the page alone: one file that opens anywhere.
-
-        Raises:
-            ValueError: the page would weigh more than 4 MB.
-            OSError: the path cannot be written.
-        """
-        return _write(self.page(), path)
 
     def _summary(self, circuit: Circuit) -> str:
         meta = self.meta
@@ -233,31 +222,7 @@ def circuit_report(circuit: Circuit, *, title: str | None = None) -> CircuitRepo
 
 def circuit_page(circuit: Circuit, *, title: str | None = None) -> str:
     """One HTML page that loads nothing: `circuit_report(circuit).to_html` as text."""
-    return render_circuit(circuit_report(circuit, title=title).page())
-
-
-def render_circuit(page: Page) -> str:
-    """`render`, with the diagrams' script: added, and allowed by the page's policy."""
-    script, html = _asset("circuit.js"), render(page)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # the policy comes before any text from outside, the last </body> after all of it
-    head, policy, rest = html.partition("script-src ")
-    body, end, tail = rest.rpartition("</body>")
-    assert policy and end
-    return (
-        f"{head}{policy}'sha256-{digest}' {body}<script>{script}</script>\n{end}{tail}"
-    )
-
-
-def _write(page: Page, path: Path | str) -> Path:
-    data = render_circuit(page).encode()
-    if len(data) > LARGEST:
-        raise ValueError(
-            f"circuit_report: the page would weigh {len(data) / 2**20:.1f} MB. "
-            f"Allowed: {LARGEST / 2**20:.0f} MB. Choose fewer edges, or shorten the "
-            "circuit's meta; circuit.save(path) has no limit."
-        )
-    return atomic_write(path, data)
+    return render(circuit_report(circuit, title=title).page())
 
 
 def _nodes(circuit: Circuit) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from mechsink.report.tables import Table
 from mechsink.results import atomic_write, plain
 
 MAX_TEXTS = 24
-"""Texts whose tokens are shown on the page; the rest stand in tokens.csv."""
+"""Texts whose tokens are shown on the page; the rest stand in meta.json."""
 
 LONGEST = 300
 """Characters shown of one setting; all of it stands in meta.json."""
@@ -92,7 +92,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report. `notes` warn before the numbers are read."""
+    """A whole report. `notes` warn before the numbers are read.
+
+    `scripts`: files of templates/ that its figures need, beside the tables' own.
+    """
 
     title: str
     summary: tuple[str, ...]
@@ -102,11 +105,12 @@ class Page:
     settings: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     texts_left_out: int = 0
+    scripts: tuple[str, ...] = ()
 
 
 def render(page: Page) -> str:
     """The page as HTML: self-contained, every text escaped, figures numbered."""
-    script = _asset("tables.js")
+    script = "\n".join(map(_script, ("tables.js", *page.scripts)))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     if len(page.texts) > MAX_TEXTS:
         left_out = page.texts_left_out + len(page.texts) - MAX_TEXTS
@@ -135,8 +139,8 @@ def write_page(page: Page, path: Path | str) -> Path:
     if len(data) > LARGEST:
         raise ValueError(
             f"write_page: the page would weigh {len(data) / 2**20:.1f} MB. Allowed: "
-            f"{LARGEST / 2**20:.0f} MB. Measure fewer or shorter texts, or save the "
-            "tables without the page."
+            f"{LARGEST / 2**20:.0f} MB. Measure fewer or shorter texts, choose fewer "
+            "edges, or save the tables without the page."
         )
     return atomic_write(path, data)
 
@@ -200,6 +204,11 @@ def _environment() -> jinja2.Environment:
 def _asset(name: str) -> str:
     folder = importlib.resources.files("mechsink.report") / "templates"
     return (folder / name).read_text(encoding="utf-8")
+
+
+def _script(name: str) -> str:
+    """One script of a page, its names its own."""
+    return f"(() => {{\n{_asset(name)}}})();"
 
 
 def _version() -> str:

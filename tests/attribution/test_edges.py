@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -181,8 +182,6 @@ def test_exact_edges_equal_path_patching(family: str) -> None:
 @pytest.mark.parametrize("family", SOME_FIRST)
 def test_eap_is_the_derivative_of_exact_patching(family: str, metric: Metric) -> None:
     """Cut an edge by a thousandth of the corrupted write: the slope is its score."""
-    if family == "gptj" and metric is not logit_diff:
-        pytest.skip("GPT-J's pattern can't be differentiated at")
     pairs, small = prompt_pairs(2), 1e-5
     with float64_inside():
         model = BridgeModel(peer_model(family), name=family)
@@ -230,6 +229,39 @@ def test_scores_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> Non
         pd.testing.assert_series_equal(got, want, rtol=1e-9, check_names=False)
 
 
+def test_after_an_overrun_batches_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA does it: a pass of more than two prompts does not fit, at first."""
+    model = toy(n_kv_heads=2)
+    want = eap_ig(model, PAIRS, logit_diff).table
+    true = edges_module.collect
+
+    def overrun(*args):
+        if len(args[4]) > 2:
+            raise torch.OutOfMemoryError
+        return true(*args)
+
+    monkeypatch.setattr(edges_module, "collect", overrun)
+    got = eap_ig(model, PAIRS, logit_diff).table
+    pd.testing.assert_frame_equal(got, want, rtol=1e-9)
+
+    def never(*args):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(edges_module, "collect", never)
+    with pytest.raises(MemoryError, match="not even one pair of 6 tokens"):
+        eap_ig(model, PAIRS, logit_diff)
+
+
+def test_the_plot_shows_the_strongest_edges() -> None:
+    found = eap(toy(), PAIRS, logit_diff)
+    ax = found.plot(n=7)
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    best = found.table.loc[found.table["score"].abs().idxmax()]
+    assert len(names) == 7
+    assert names[-1] == f"{best['source']} → {best['target']}"
+    plt.close(ax.figure)
+
+
 def test_exact_patching_does_not_depend_on_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -237,7 +269,7 @@ def test_exact_patching_does_not_depend_on_batches(
 
     model = toy(n_kv_heads=2)
     want = exact_edges(model, PAIRS, logit_diff).table["score"]
-    monkeypatch.setattr(exact_module, "_rows", lambda *_: 3)
+    monkeypatch.setattr(exact_module, "cut_rows", lambda *_: 3)
     got = exact_edges(model, PAIRS, logit_diff).table["score"]
     pd.testing.assert_series_equal(got, want, rtol=1e-9, atol=1e-12)
 

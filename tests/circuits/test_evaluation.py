@@ -181,7 +181,7 @@ def test_nothing_depends_on_batches(monkeypatch):
             )  # fmt: skip
         joined = np.concatenate(want, axis=1)[:, order]
         for fit in (1, 3, 10_000):
-            monkeypatch.setattr(evaluation, "_rows", lambda *_, n=fit: n)
+            monkeypatch.setattr(evaluation, "cut_rows", lambda *_, n=fit: n)
             runs = CircuitRuns.of("test", model, pairs, logit_diff, ablation, reference)
             got = runs.values(np.stack([runs.mask(c) for c in circuits]))
             if ablation == "mean":  # references of two lengths: one mean for both
