@@ -9,8 +9,18 @@ from .attribution.edges import eap_ig as eap_ig
 from .attribution.edges import eap_ig_activations as eap_ig_activations
 from .attribution.exact import exact_edges as exact_edges
 from .attribution.gradients import gradients as gradients
+from .attribution.lens import LogitLens as LogitLens
+from .attribution.lens import logit_lens as logit_lens
+from .attribution.logits import LogitAttribution as LogitAttribution
+from .attribution.logits import logit_attribution as logit_attribution
+from .attribution.low_rank import LowRank as LowRank
+from .attribution.low_rank import low_rank as low_rank
+from .attribution.node_effects import NodeEffects as NodeEffects
+from .attribution.node_effects import node_effects as node_effects
 from .attribution.node_scores import NodeScores as NodeScores
 from .attribution.relp import relp as relp
+from .attribution.subspaces import Subspace as Subspace
+from .attribution.subspaces import subspaces as subspaces
 from .circuits.acdc import acdc as acdc
 from .circuits.acdc import acdc_sweep as acdc_sweep
 from .circuits.checks import Completeness as Completeness
@@ -39,6 +49,7 @@ from .experiments.all_for_one_search import search_all_for_one as search_all_for
 from .experiments.all_for_one_search import transfer as transfer
 from .experiments.checkpoints import Checkpoint as Checkpoint
 from .experiments.checkpoints import checkpoints_of as checkpoints_of
+from .experiments.choices import Choices as Choices
 from .experiments.formation import FormationRecorder as FormationRecorder
 from .experiments.formation import formation as formation
 from .experiments.head_profile import HeadProfile as HeadProfile
@@ -48,6 +59,8 @@ from .experiments.head_profile import profile_heads as profile_heads
 from .experiments.head_search import ZeroTuningSearch as ZeroTuningSearch
 from .experiments.head_search import act_search as act_search
 from .experiments.head_search import zero_tuning_search as zero_tuning_search
+from .experiments.multiple_choice import MultipleChoiceResult as MultipleChoiceResult
+from .experiments.multiple_choice import multiple_choice as multiple_choice
 from .experiments.timeline import Formation as Formation
 from .interventions.ablation import AblationResult as AblationResult
 from .interventions.ablation import ablate as ablate
