@@ -8,7 +8,6 @@ blocks can be replayed (resume.py). The user's own model is never touched.
 import functools
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from mechsink.models.hooks import SiteHooks, check_tokens
 from mechsink.models.patterns import visit_patterns
 from mechsink.models.plain import PlainModel
+from mechsink.models.versions import package_version
 from mechsink.models.views import shared_view, unbridged
 from mechsink.run import Edit, LayerAttention, ModelShape, Run
 from mechsink.sites import Site
@@ -108,8 +108,8 @@ class BridgeModel:
             "architecture": type(self.plain.model).__name__,
             "attention": "eager (sites), "
             + ("flash or chunked (sinks)" if self.plain.attends else "eager (sinks)"),
-            "transformers": version("transformers"),
-            "transformer_lens": version("transformer-lens"),
+            "transformers": package_version("transformers"),
+            "transformer_lens": package_version("transformer-lens"),
             **self._info,
         }
 

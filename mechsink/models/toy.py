@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from mechsink.models.hooks import SiteHooks, check_tokens
 from mechsink.models.patterns import visit_patterns
+from mechsink.models.versions import package_version
 from mechsink.run import Edit, LayerAttention, ModelShape, Run
 from mechsink.sites import AXES, Site
 from toy_tasks.runs import load_run
@@ -104,7 +104,7 @@ class ToyModel:
             "backend": "toy",
             "architecture": "ToyTransformer",
             "attention": self.toy.config.attention,
-            "torch": version("torch"),
+            "torch": package_version("torch"),
             "config": self.toy.config.to_json(),
             **self._info,
         }

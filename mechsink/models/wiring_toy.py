@@ -59,6 +59,7 @@ class ToyWiring:
 
 
 def toy_norm(norm: Any) -> Norm | None:
+    """A toy's norm; None where it has none."""
     if norm.kind == "none":
         return None
     bias = norm.b.detach() if norm.kind == "layer" else None
