@@ -77,10 +77,11 @@ def _passes(device: torch.device, repeats: int) -> dict[str, Any]:
         "peak_bytes": peak,
         "process_bytes": _resident(),
     }
+    every, last = row["ratio"]["all logits"], row["ratio"]["last logits"]
     print(
         f"SmolLM2, {PROMPTS} prompts of {TOKENS} tokens, {n_edges} edges, eap_ig "
-        f"{STEPS} steps: {row['seconds']:.1f} s, {row['ratio']['all logits']:.2f} times "
-        f"its passes ({row['ratio']['last logits']:.2f} times passes with the last "
+        f"{STEPS} steps: {row['seconds']:.1f} s, {every:.2f} times its passes "
+        f"({last:.2f} times passes with the last "
         f"logits alone); peak {peak / 2**30:.2f} GiB over the loaded model, "
         f"{row['process_bytes'] / 2**30:.2f} GiB in all",
         flush=True,
@@ -216,8 +217,13 @@ def _pairs(
 
 def _gpt2(layers: int, device: torch.device) -> Any:
     torch.manual_seed(0)
-    config = hf.GPT2Config(n_layer=layers, vocab_size=2000, bos_token_id=1,
-                           eos_token_id=1, architectures=["GPT2LMHeadModel"])  # fmt: skip
+    config = hf.GPT2Config(
+        n_layer=layers,
+        vocab_size=2000,
+        bos_token_id=1,
+        eos_token_id=1,
+        architectures=["GPT2LMHeadModel"],
+    )
     return hf.GPT2LMHeadModel(config).to(device).eval()
 
 

@@ -1,3 +1,4 @@
+from . import prompt_sets as prompt_sets
 from .attribution.atp_star import atp_star as atp_star
 from .attribution.attribution_patching import (
     attribution_patching as attribution_patching,
