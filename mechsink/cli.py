@@ -15,8 +15,13 @@ import typer
 import typer.core
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mechsink.interventions.places import Direction
-    from mechsink.run import Metric
+    from mechsink.prompt_sets import PromptSet
+    from mechsink.prompts import PromptPairs
+    from mechsink.report.circuits import Method
+    from mechsink.run import Metric, Model
     from toy_tasks.bigram_backcopy import BigramBackcopy
     from toy_tasks.presets import Preset
 
@@ -240,9 +245,10 @@ def patch(
     metric: Annotated[
         str,
         typer.Option(
-            help="logit_diff, answer_logprob, or a head as L3H2: its sink attention."
+            help="logit-diff, answer-logprob, or the sink attention of a head: "
+            "sink:3.2, or L3H2."
         ),
-    ] = "logit_diff",
+    ] = "logit-diff",
     out: Out = Path("patch"),
 ) -> None:
     """Which places of a model carry a behaviour: activation patching over pairs.
@@ -260,11 +266,98 @@ def patch(
         from mechsink.report.patching import SITES, patch_report
 
         given = PromptPairs.from_jsonl(pairs)
-        measure, way = _metric(metric), _direction(direction)
+        measure, way = _metric(metric, "patch"), _direction(direction)
         with waiting(f"loading {model}"):
             loaded = load_model(model)
         report = patch_report(
             loaded, given, measure, sites=site or SITES, direction=way
+        )
+        report.save(stage)
+    _done(out)
+
+
+@app.command()
+def circuit(
+    model: Annotated[
+        str, typer.Argument(help="smollm2, a local folder, a hub id, or toy:FOLDER.")
+    ],
+    pairs: Annotated[
+        Path | None,
+        typer.Argument(
+            help='One pair a line: {"clean": , "corrupted": , "answer": , "wrong": }.'
+        ),
+    ] = None,
+    set_: Annotated[
+        str | None,
+        typer.Option(
+            "--set",
+            help="A ready prompt set in place of PAIRS: ioi, capitals, sums, "
+            "greater_than, induction or multiple_choice.",
+        ),
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Pairs to make of --set.", min=1)] = 40,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="eap, eap-ig, eap-ig-activations, clean-corrupted, or exact (patches "
+            "every edge: small models)."
+        ),
+    ] = "eap-ig",
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of eap-ig, eap-ig-activations. Default: 5.", min=1),
+    ] = None,
+    edges: Annotated[
+        int | None,
+        typer.Option("--edges", "-n", help="Edges to choose. Default: 100.", min=1),
+    ] = None,
+    signed: Annotated[
+        bool, typer.Option("--signed", help="Rank by score, not by its size.")
+    ] = False,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Choose from the outputs upstream.")
+    ] = False,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="logit-diff, answer-logprob, or the sink attention of a head: "
+            "sink:3.2, or L3H2."
+        ),
+    ] = "logit-diff",
+    seed: Annotated[
+        int, typer.Option(help="Seed of the prompts, split and resamples.", min=0)
+    ] = 0,
+    out: Out = Path("circuit"),
+) -> None:
+    """Which edges between components carry a behaviour, and how faithful they are.
+
+    From 20 pairs on, half of them choose the circuit and the others measure it.
+
+    Example: [bold]mechsink circuit smollm2 pairs.jsonl --method eap-ig[/bold]
+
+    Example: [bold]mechsink circuit smollm2 --set ioi --edges 200[/bold]
+    """
+    from mechsink.report.folder import output_folder
+
+    with output_folder(out) as stage:
+        from mechsink.models.load import load_model
+        from mechsink.progress import waiting
+        from mechsink.report.circuits import edge_report
+
+        pairs_for = _pairs(pairs, set_, prompts, seed)
+        measure = _metric(metric, "circuit")
+        score = _edge_method(method, steps)
+        with waiting(f"loading {model}"):
+            loaded = load_model(model)
+        report = edge_report(
+            loaded,
+            pairs_for(loaded),
+            measure,
+            method=score,
+            n=edges,
+            signed=signed,
+            selection="greedy" if greedy else "top",
+            seed=seed,
         )
         report.save(stage)
     _done(out)
@@ -386,22 +479,72 @@ def _toy(
     return BigramBackcopy.from_text(words), recipe, f"{preset}-seed{seed}{digest}"
 
 
-def _metric(name: str) -> "Metric":
-    """A metric by name, or a head's sink attention by the head's: L3H2."""
+def _metric(name: str, verb: str) -> "Metric":
+    """A metric by name, or a head's sink attention by the head's: sink:3.2, L3H2."""
     import re
 
     from mechsink import metrics
 
-    known = {"logit_diff": metrics.logit_diff, "answer_logprob": metrics.answer_logprob}
-    if name in known:
-        return known[name]
-    if head := re.fullmatch(r"L(\d+)H(\d+)", name):
-        layer, number = map(int, head.groups())
+    known = {"logit-diff": metrics.logit_diff, "answer-logprob": metrics.answer_logprob}
+    if (plain := name.replace("_", "-")) in known:
+        return known[plain]
+    if head := re.fullmatch(r"L(\d+)H(\d+)|sink:(\d+)\.(\d+)", name):
+        layer, number = (int(part) for part in head.groups() if part is not None)
         return metrics.sink_attention(layer=layer, head=number)
     raise ValueError(
-        f"patch: --metric {name} is none. Allowed: {', '.join(known)}, or a head such "
-        "as L3H2, whose attention to position 0 is then the metric."
+        f"{verb}: --metric {name} is none. Allowed: {', '.join(known)}, or a head such "
+        "as sink:3.2 (layer 3, head 2), whose attention to position 0 is then the "
+        "metric."
     )
+
+
+def _pairs(
+    path: Path | None, name: str | None, n: int, seed: int
+) -> "Callable[[Model], PromptPairs | PromptSet]":
+    """Pairs of a file, read now, or those of a ready set, made for a model."""
+    from mechsink.prompt_sets import ALL
+    from mechsink.prompts import PromptPairs
+
+    if path is not None and name is None:
+        read = PromptPairs.from_jsonl(path)
+        return lambda model: read
+    if name is None or path is not None:
+        raise ValueError(
+            "circuit: give PAIRS.jsonl or --set, one of them. Ready sets: "
+            f"{', '.join(ALL)}."
+        )
+    if name not in ALL:
+        raise ValueError(f"circuit: --set {name}. Allowed: {', '.join(ALL)}.")
+    return lambda model: ALL[name](model, n=n, seed=seed)
+
+
+def _edge_method(name: str, steps: int | None) -> "Method":
+    """What scores the edges, by name; `steps` only where it has some."""
+    from functools import partial
+
+    from mechsink.attribution import edges
+    from mechsink.attribution.exact import exact_edges
+
+    with_steps = {
+        "eap-ig": edges.eap_ig,
+        "eap-ig-activations": edges.eap_ig_activations,
+    }
+    known: dict[str, Any] = {
+        "eap": edges.eap,
+        **with_steps,
+        "clean-corrupted": edges.eap_clean_corrupted,
+        "exact": exact_edges,
+    }
+    if name not in known:
+        raise ValueError(f"circuit: --method {name}. Allowed: {', '.join(known)}.")
+    if steps is None:
+        return known[name]
+    if name not in with_steps:
+        raise ValueError(
+            f"circuit: --steps {steps} means nothing to --method {name}. Leave it "
+            f"out, or take {' or '.join(with_steps)}."
+        )
+    return partial(with_steps[name], steps=steps)
 
 
 def _direction(name: str) -> "Direction":

@@ -9,8 +9,15 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from mechsink.attribution.edges import eap_ig
+from mechsink.circuits.graph import Circuit
+from mechsink.circuits.selection import top_edges
 from mechsink.cli import app
+from mechsink.metrics import logit_diff
+from mechsink.models.load import load_model
+from mechsink.prompts import PromptPairs
 from mechsink.report.all_for_one import AllForOneReport
+from mechsink.report.circuits import EdgeReport
 from tests.report.test_html import Reader
 from tests.report.tiny_model import save_tiny
 
@@ -25,7 +32,7 @@ def test_help_names_every_verb_and_is_quick():
         [sys.executable, "-m", "mechsink", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0
-    for verb in ("demo", "sinks", "form", "patch", "af1", "models"):
+    for verb in ("demo", "sinks", "form", "patch", "circuit", "af1", "models"):
         assert verb in done.stdout
     assert time.perf_counter() - started < 10  # 0.5 s on a free machine
 
@@ -40,7 +47,9 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("verb", ["demo", "sinks", "form", "patch", "af1", "models"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "sinks", "form", "patch", "circuit", "af1", "models"]
+)
 def test_every_verb_has_an_example(verb):
     done = mechsink(verb, "--help")
     assert done.exit_code == 0
@@ -199,6 +208,100 @@ def test_patch_says_what_is_allowed(args, message, tmp_path):
     assert done.exit_code == 2
     assert message in done.stderr.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+def pairs_file(folder, n=2):
+    """Pairs that differ in one character, each with answers of its own."""
+    path = folder / "pairs.jsonl"
+    with path.open("w") as file:
+        for i in range(n):
+            start, answer, wrong = (chr(97 + (i + k) % 26) for k in (0, 5, 11))
+            row = {"clean": f"{start}bcd", "corrupted": f"{start}bxd"}
+            file.write(json.dumps({**row, "answer": answer, "wrong": wrong}) + "\n")
+    return path
+
+
+WEAK = pytest.mark.filterwarnings("ignore:.*told apart too weakly:UserWarning")
+
+
+@WEAK
+def test_circuit_writes_what_the_library_finds(tmp_path):
+    model, out = save_tiny(tmp_path / "model"), tmp_path / "out"
+    pairs = pairs_file(tmp_path)
+    args = ["circuit", model, pairs, "--out", out]
+    done = mechsink(*args, "--method", "eap-ig", "--steps", "2", "-n", "30")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == str(out / "report.html")
+    files = {path.name for path in out.iterdir()}
+    assert {"report.html", "meta.json", "table.csv", "points.csv", "figures"} <= files
+    assert {"circuit.json", "circuit.graphml"} <= files
+    loaded = load_model(str(model))
+    scores = eap_ig(loaded, PromptPairs.from_jsonl(pairs), logit_diff, steps=2)
+    table = pd.read_csv(out / "table.csv")
+    assert table["score"].to_numpy() == pytest.approx(scores.table["score"].to_numpy())
+    assert Circuit.load(out / "circuit.json").edges == top_edges(scores, 30).edges
+    page = Reader((out / "report.html").read_text()).text
+    assert "chosen and measured on the same 2 pairs" in page
+    settings = json.loads((out / "meta.json").read_text())["settings"]
+    assert settings["scores"]["steps"] == 2
+
+    options = ["--metric", "sink:1.2", "--greedy", "--signed", "--method", "exact"]
+    done = mechsink(*args, *options)
+    assert done.exit_code == 0, done.output
+    found = EdgeReport.load(out)
+    assert (found.selection, found.sign) == ("greedy", "signed")
+    assert (found.method, found.n) == ("exact_edges", 100)
+    assert found.outputs == ["a1.h2<q>", "a1.h2<k>"]
+    assert found.metric == "sink_attention(layer=1, head=2, position=0)"
+
+
+@WEAK
+@pytest.mark.matrix
+@pytest.mark.parametrize("method", ["eap", "eap-ig-activations", "clean-corrupted"])
+def test_circuit_of_a_ready_set(method, tmp_path):
+    model, out = save_tiny(tmp_path / "model"), tmp_path / "out"
+    args = ["--set", "induction", "--prompts", "20", "--seed", "4", "--out", out]
+    done = mechsink("circuit", model, *args, "--method", method)
+    assert done.exit_code == 0, done.output
+    found = EdgeReport.load(out)
+    assert found.is_split and len(found.pairs) == 20
+    assert found.meta["settings"]["prompt_set"]["seed"] == 4
+    page = Reader((out / "report.html").read_text()).text
+    assert "Ready prompt set induction: 20 pairs made" in page
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--method", "ig"], "--method ig. Allowed: eap, eap-ig"),
+        (["--method", "eap", "--steps", "3"], "--steps 3 means nothing to --method"),
+        (["--metric", "loss"], "circuit: --metric loss is none"),
+        (["--metric", "sink:9.9"], "layer"),
+        (["--set", "ioi"], "give PAIRS.jsonl or --set, one of them"),
+        (["--edges", "100000"], "n=100000 edges asked for. Allowed: 0 to"),
+        (["--edges", "0"], "--edges"),
+    ],
+)
+def test_circuit_says_what_is_allowed(args, message, tmp_path):
+    model, out = save_tiny(tmp_path / "model"), tmp_path / "out"
+    done = mechsink("circuit", model, pairs_file(tmp_path), "--out", out, *args)
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr.replace("\n", " ")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "give PAIRS.jsonl or --set, one of them"),
+        (["--set", "iou"], "--set iou. Allowed: ioi, capitals"),
+        (["no-such-file.jsonl"], "no-such-file.jsonl"),
+    ],
+)
+def test_circuit_asks_for_prompts_before_it_loads(args, message, tmp_path):
+    done = mechsink("circuit", "no-such-model", *args, "--out", tmp_path / "out")
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr.replace("\n", " ")
 
 
 @pytest.mark.matrix

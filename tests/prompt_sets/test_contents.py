@@ -146,7 +146,7 @@ def test_other_labels_leave_the_content_as_it_was() -> None:
     labels = drawn[[f"label{i}" for i in range(4)]].to_numpy().tolist()
     assert {len({*row}) for row in labels} == {4}
     assert len({tuple(row) for row in labels}) > 30  # of 8*7*6*5 or more
-    assert plain["answer"].nunique() == 4 and drawn["answer"].nunique() > 4
+    assert len({*plain["answer"]}) == 4 < len({*drawn["answer"]})
 
 
 def test_examples_are_solved_and_tell_nothing() -> None:

@@ -179,9 +179,9 @@ def test_all_years_weighed() -> None:
     for tokens, value in ((group.answers, 1.0), (group.wrong, -1.0)):
         logits = torch.full((len(group), 1, own.shape.d_vocab), -100.0)
         logits[torch.arange(len(group)), 0, tokens] = 100.0
-        assert metric(Run(group.clean, logits, {}), group).tolist() == pytest.approx(
-            [value] * len(group)
-        )
+        assert metric(
+            Run(group.clean[:, -1:], logits, {}), group
+        ).tolist() == pytest.approx([value] * len(group))
     with pytest.raises(ValueError, match="none of the set"):
         metric(run, got.pairs.flipped().tokens(own)[0])
     with pytest.raises(ValueError, match="set of ioi"):
