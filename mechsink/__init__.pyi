@@ -62,6 +62,12 @@ from .experiments.head_search import act_search as act_search
 from .experiments.head_search import zero_tuning_search as zero_tuning_search
 from .experiments.multiple_choice import MultipleChoiceResult as MultipleChoiceResult
 from .experiments.multiple_choice import multiple_choice as multiple_choice
+from .experiments.sink_circuits import sink_circuit as sink_circuit
+from .experiments.sink_circuits_metrics import ResidNorm as ResidNorm
+from .experiments.sink_circuits_metrics import SinkAttentionOf as SinkAttentionOf
+from .experiments.sink_circuits_metrics import resid_norm as resid_norm
+from .experiments.sink_circuits_metrics import sink_attention_of as sink_attention_of
+from .experiments.sink_circuits_result import SinkCircuit as SinkCircuit
 from .experiments.timeline import Formation as Formation
 from .interventions.ablation import AblationResult as AblationResult
 from .interventions.ablation import ablate as ablate
@@ -118,6 +124,8 @@ from .report.all_for_one import all_for_one_report as all_for_one_report
 from .report.circuit_page import CircuitReport as CircuitReport
 from .report.circuit_page import circuit_page as circuit_page
 from .report.circuit_page import circuit_report as circuit_report
+from .report.circuits import EdgeReport as EdgeReport
+from .report.circuits import edge_report as edge_report
 from .report.formation import FormationReport as FormationReport
 from .report.formation import formation_report as formation_report
 from .report.patching import PatchReport as PatchReport
