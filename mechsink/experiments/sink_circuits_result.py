@@ -1,5 +1,6 @@
 """`SinkCircuit`: what makes a position a sink, as tables, a circuit and words."""
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,8 +152,8 @@ class SinkCircuit(Result):
                         error_kw={"lw": 0.8, "ecolor": "0.3"})  # fmt: skip
             ax.axvline(0, color="0.6", lw=0.6)
             ax.set_yticks(at, list(rows["component"]))
-            ax.set_xlabel(f"drop of {self.metric}\nwithout the write at "
-                          f"position {self.position}")  # fmt: skip
+            label = f"drop of {self.metric} without the write at {self.position}"
+            ax.set_xlabel(textwrap.fill(label, 48))
             ax.tick_params(axis="y", labelsize="x-small", length=0)
             ax.legend()
         return ax

@@ -405,6 +405,7 @@ def test_smollm2_early_mlps_write_the_peak_and_ablation_confirms():
     rows = found.confirmation.set_index("nodes")
     assert found.uniform is not None
     assert rows.loc["top", "high"] < found.uniform
-    assert rows.loc["random", "value"].min() > 0.8 * rows.loc["clean", "value"]
+    # Others of these layers, which help to write the peak themselves.
+    assert rows.loc["random", "value"].min() > 2 * found.uniform
     # Any first token becomes a sink: exchanging it removes nothing.
     assert abs(rows.loc["rotated", "change"]) < 0.05
