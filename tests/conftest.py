@@ -13,6 +13,19 @@ from toy_tasks.runs import TrainRun
 torch.set_num_threads(1)  # tiny models lose by waiting for a second
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m leaves anything out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first case of a `first_case` test stays quick, the others are `matrix`."""
+    seen: set[str] = set()
+    for item in items:
+        if item.get_closest_marker("first_case"):
+            name = item.nodeid.split("[")[0]
+            if name in seen:
+                item.add_marker(pytest.mark.matrix)
+            elif not item.get_closest_marker("matrix"):
+                seen.add(name)
+
+
 @pytest.fixture(scope="session")
 def planted_sums(tmp_path_factory: pytest.TempPathFactory) -> TrainRun:
     """`sums-planted-small` on operands up to 9, trained once for all workers."""

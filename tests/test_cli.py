@@ -163,6 +163,7 @@ def test_form_trains_resumes_and_reports(tmp_path):
     assert (tmp_path / "other" / "report.html").is_file()
 
 
+@pytest.mark.matrix
 def test_patch_sweeps_pairs_of_a_file(tmp_path):
     model = save_tiny(tmp_path / "model")
     pair = {"clean": "abcd", "corrupted": "abxd", "answer": "e", "wrong": "f"}
@@ -224,6 +225,7 @@ def pairs_file(folder, n=2):
 WEAK = pytest.mark.filterwarnings("ignore:.*told apart too weakly:UserWarning")
 
 
+@pytest.mark.matrix
 @WEAK
 def test_circuit_writes_what_the_library_finds(tmp_path):
     model, out = save_tiny(tmp_path / "model"), tmp_path / "out"
@@ -320,6 +322,7 @@ def test_af1_finds_what_was_planted(planted_sums, tmp_path):
     assert json.loads((out / "meta.json").read_text())["fields"]["wait"] == 2
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -129,6 +129,7 @@ def by_brute_force(
     return found
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("family", ["toy", *FAMILIES])
 @pytest.mark.parametrize("name", ["q", "k"])
 @pytest.mark.parametrize("positions", [None, "all"])

@@ -82,6 +82,7 @@ def affine(**options) -> ToyModel:
     return model
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("method", GRADIENT_METHODS)
 def test_on_an_affine_model_every_method_is_exact(
@@ -96,6 +97,7 @@ def test_on_an_affine_model_every_method_is_exact(
     )
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("n_kv_heads", [4, 2])
 @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
 def test_gradients_at_each_targets_own_input(norm: str, n_kv_heads: int) -> None:
@@ -151,6 +153,7 @@ def test_exact_edges_equal_a_forward_pass_split_by_hand(norm: str) -> None:
             assert row.score == pytest.approx(float(want), rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("family", SOME_FIRST)
 def test_exact_edges_equal_path_patching(family: str) -> None:
     """Another engine: senders at z, receivers at q, k, v, MLPs and logits."""
@@ -178,6 +181,7 @@ def test_exact_edges_equal_path_patching(family: str) -> None:
             assert score == pytest.approx(change.mean(), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("metric", [logit_diff, sink_attention(layer=1, head=2)])
 @pytest.mark.parametrize("family", SOME_FIRST)
 def test_eap_is_the_derivative_of_exact_patching(family: str, metric: Metric) -> None:
@@ -207,6 +211,7 @@ def test_eap_is_the_derivative_of_exact_patching(family: str, metric: Metric) ->
             assert scores[s, t] == pytest.approx(slope, rel=1e-4, abs=1e-7), source
 
 
+@pytest.mark.matrix
 def test_scores_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy(n_kv_heads=2)
     lengths = (prompt_pairs(3, 6), prompt_pairs(4, 8, seed=1))  # a short last batch
@@ -262,6 +267,7 @@ def test_the_plot_shows_the_strongest_edges() -> None:
     plt.close(ax.figure)
 
 
+@pytest.mark.matrix
 def test_exact_patching_does_not_depend_on_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

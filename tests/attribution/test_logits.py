@@ -95,6 +95,7 @@ def sizes(found: LogitAttribution) -> np.ndarray:
     return table.groupby("prompt")["value"].sum().to_numpy()
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", SOME)
 def test_parts_sum_to_the_models_own_logits(name: str) -> None:
     model = load(name)
@@ -120,6 +121,7 @@ def test_parts_sum_to_the_models_own_logits(name: str) -> None:
             )
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", SOME)
 def test_neurons_and_positions_are_the_parts_of_mlps_and_heads(name: str) -> None:
     model = load(name)

@@ -58,6 +58,7 @@ def off(got: pd.Series, want: pd.Series) -> float:
     return float(np.abs(got_ - want_).max() / np.abs(want_).max())
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("site", [s for s in AXES if s != "attn_scores"])
 @pytest.mark.parametrize("steps", [None, 1, 4])
 def test_equals_exact_patching_on_an_affine_model(site: str, steps: int | None) -> None:
@@ -185,6 +186,7 @@ def test_integration_is_complete_and_by_midpoints() -> None:
     assert np.abs(errors[-1]).max() < 2e-3 * np.ptp([*found.clean, *found.corrupted])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("site", ["resid_pre", "z", "k", "mlp_out", "pattern"])
 def test_steps_settle(site: str) -> None:
     model, own = toy(mlp="linear"), pairs()

@@ -58,6 +58,7 @@ def coins_of(case: int, n: int) -> np.ndarray:
     return np.random.default_rng([7, case]).integers(2, size=n).astype(bool)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("n", [12, 16])
 def test_swapping_answers_flips_signs(n):
     """The public call on truly exchanged answers is the test on flipped scores."""

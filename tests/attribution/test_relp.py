@@ -182,6 +182,7 @@ def biased(family: str) -> BridgeModel:
     return BridgeModel(model, name=family)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("kind", ["layer", "rms", "llama", "gpt2"])
 @torch.no_grad()
 def test_coefficients_by_hand(kind: str) -> None:
@@ -252,6 +253,7 @@ def test_relevance_is_conserved(family: str) -> None:
         assert total.detach().numpy() == pytest.approx(metric.numpy(), rel=1e-9), site
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("site", ["resid_pre", "z", "v", "mlp_post", "mlp_out"])
 def test_equals_exact_patching_on_an_affine_model(site: str) -> None:
     # There every rule is the plain gradient, which is exact.
@@ -306,6 +308,7 @@ def hooks(module: torch.nn.Module) -> list[tuple[str, int]]:
     return [(name, count) for name, count in each() if count]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_site_has_coefficients(family: str) -> None:
     model, own = load(family), pairs(n=2, d_vocab=80)

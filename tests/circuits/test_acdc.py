@@ -57,6 +57,7 @@ def plain_loop(model, pairs, metric, tau, ends, order="reverse"):
     return kept, scores, measured
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("order", ["reverse", "normal"])
 @pytest.mark.parametrize("tau", [0.0, 0.003, 0.01, 0.05])
 def test_it_is_the_plain_loop(tau, order):
@@ -71,6 +72,7 @@ def test_it_is_the_plain_loop(tau, order):
         assert table[edge] == pytest.approx(score, abs=1e-9)
 
 
+@pytest.mark.matrix
 def test_thresholds_and_orders_matter():
     """Else the test above would compare like with like."""
     found = [
@@ -81,6 +83,7 @@ def test_thresholds_and_orders_matter():
     assert found[1] != found[2]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
 def test_batches_of_any_size_decide_alike(at_once, monkeypatch):
     want = acdc(MODEL, PAIRS, logit_diff, tau=0.02)
@@ -118,6 +121,7 @@ def test_a_sinks_circuit_ends_at_its_head():
     assert "logits" not in {target for _, target in got.edges}
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", CASES)
 def test_planted_circuits_come_back_edge_by_edge(name):
     """tau between what false edges can do and what true ones do."""
@@ -132,6 +136,7 @@ def test_planted_circuits_come_back_edge_by_edge(name):
     assert set(acdc(model, pairs, tau=0.1).edges) == case.edges
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("objective", ["kl", "metric"])
 def test_against_brute_force_from_the_weights(objective):
     """Another implementation, which shares no code with this one."""
@@ -173,6 +178,7 @@ def test_the_kl_is_of_the_last_position_in_nats():
     assert table[first] == pytest.approx(float(want), rel=1e-6)
 
 
+@pytest.mark.matrix
 def test_a_sweep_of_thresholds():
     taus = (0.1, 0.003, 0.02)
     free = acdc_sweep(MODEL, PAIRS, logit_diff, taus=taus)

@@ -149,6 +149,7 @@ def test_ports_have_line_styles_of_their_own():
     assert labels[1:] == ["into queries", "into keys", "into values, MLPs, logits"]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("n", [0, 5, 60, 250])
 def test_figures_of_any_size_are_drawn(n):
     circuit = top_edges(random_scores(Wires(12, 12, 4), 3), n, prune=False)

@@ -78,6 +78,7 @@ def test_a_mean_over_references_of_several_lengths():
     np.testing.assert_allclose(got, want, **EXACT)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("family", FAMILIES)
 def test_from_the_clean_run_to_the_corrupted_one(family):
     """All edges: the clean run to the last bit; no edge: the corrupted run."""
@@ -117,6 +118,7 @@ def test_one_edge_out_of_the_full_circuit_is_its_exact_score(norm, n_kv_heads):
     assert np.abs(drops).max() > 0.01
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama"])
 def test_one_cut_edge_is_a_patched_path(family):
     """A head's z to a query, key or MLP, noised, by the engine of path patching."""
@@ -154,6 +156,7 @@ def test_a_sinks_circuit():
     assert np.abs(none - full).max() > 1e-3
 
 
+@pytest.mark.matrix
 def test_nothing_depends_on_batches(monkeypatch):
     """Prompts of two lengths, mixed; circuits one by one or together; few rows fit."""
     model = toy(n_kv_heads=2)

@@ -115,6 +115,7 @@ def test_the_interval_resamples_both_means_together():
     assert [low[0], high[0]] == pytest.approx([0.3, 0.3], abs=1e-12)
 
 
+@pytest.mark.matrix
 def test_the_curve_against_runs_by_hand(model, scores):
     for selection, choose in (("top", top_edges), ("greedy", greedy_edges)):
         for signed in (False, True):

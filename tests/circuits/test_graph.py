@@ -110,6 +110,7 @@ def test_wrong_edges_outputs_and_scores_are_refused(edges, options, message):
         Circuit.of(PLAIN, edges, **options)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("outputs", [["logits"], ["a1.h0<q>", "a1.h1<q>", "logits"]])
 def test_pruning_leaves_the_edges_that_are_on_a_path(name, outputs):

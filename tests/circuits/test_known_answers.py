@@ -36,6 +36,7 @@ def auroc(method: Callable[..., EdgeScores], case: Planted) -> float:
     return edge_auroc(method(model, pairs, logit_diff), case.edges)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", CASES)
 def test_every_planted_edge_is_found(name: str) -> None:
     case = PLANTED[name](n_prompts=40)

@@ -112,6 +112,7 @@ def slow_greedy(scores, n, signed):
     return chosen
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("outputs", [["logits"], ["a1.h0<q>", "a1.h1<q>"]])
@@ -171,6 +172,7 @@ def test_scores_without_a_rank_are_refused(select, value):
         select(scores, 3)
 
 
+@pytest.mark.matrix
 def test_gpt2_small_is_selected_whole():
     scores = random_scores(Wires(12, 12, 12), 0)
     assert top_edges(scores, 32_491).n_edges == 32_491

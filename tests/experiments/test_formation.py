@@ -187,6 +187,7 @@ def hugging_face(task, tmp_path_factory):
     return folders
 
 
+@pytest.mark.matrix
 def test_a_hugging_face_model_with_the_task(hugging_face, task, tokens):
     assert all((f / "model.safetensors").exists() for f in hugging_face.values())
     found = formation(hugging_face, tokens, task=task)

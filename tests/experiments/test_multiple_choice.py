@@ -45,6 +45,7 @@ def random_choices(n: int = 6, n_pos: int = 9) -> Choices:
     return Choices(tokens, labels, correct, places, other)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_planted_head_is_found_named_and_compressed(variant: Any) -> None:
     model, choices = planted(variant)

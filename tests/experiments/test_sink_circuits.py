@@ -141,6 +141,7 @@ def test_confirmation_sets_top_nodes_against_others(found):
     np.testing.assert_allclose(rows["change"].to_numpy(), change, atol=1e-12)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("variant", ["plain", "grouped", "rms"])
 def test_backcopy_rests_on_its_first_token_by_the_embedding(variant):
     case = backcopy(variant=variant, n_prompts=12).double()
@@ -156,6 +157,7 @@ def test_backcopy_rests_on_its_first_token_by_the_embedding(variant):
     assert rows.loc["top", "value"] < 0.5 * rows.loc["clean", "value"]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("reference", ["mean", "zero"])
 @pytest.mark.parametrize("n_kv_heads", [4, 2])
 def test_on_an_affine_model_attribution_is_ablation(n_kv_heads, reference):
@@ -172,6 +174,7 @@ def test_on_an_affine_model_attribution_is_ablation(n_kv_heads, reference):
         assert table["effect"].notna().all()
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("reference", ["mean", "zero"])
 @pytest.mark.parametrize("position", [0, 2])

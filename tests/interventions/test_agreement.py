@@ -156,6 +156,7 @@ def test_sweeps_agree_in_float64(
                 check(got, want, 1e-9)
 
 
+@pytest.mark.first_case
 @some_sites
 def test_sweeps_agree_in_float64_with_casts_inside(double: Peers, site: str) -> None:
     if double.family in TRUE_FLOAT64:
@@ -166,6 +167,7 @@ def test_sweeps_agree_in_float64_with_casts_inside(double: Peers, site: str) -> 
     check(got, double.by_transformer_lens(site, "noising"), 1e-5)
 
 
+@pytest.mark.first_case
 @some_sites
 def test_sweeps_agree_in_float32(single: Peers, site: str) -> None:
     single.need(site)

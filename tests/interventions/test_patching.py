@@ -42,6 +42,7 @@ def pairs(n: int = 2, n_pos: int = 7) -> PromptPairs:
     return PromptPairs(tokens[0], tokens[1], answers, wrong)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("site", SITES)
 def test_the_wave_equals_one_pass_per_place(family: str, site: str) -> None:
@@ -114,6 +115,7 @@ METRICS = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_on_the_wave(family: str, metric: str) -> None:
@@ -164,6 +166,7 @@ def test_what_both_prompts_share_is_left_alone_to_the_last_bit(site: str) -> Non
     assert same["effect"].isna().all() and (same["value"] == got.clean[2]).all()
 
 
+@pytest.mark.matrix
 def test_results_do_not_depend_on_the_batch(monkeypatch) -> None:
     from mechsink.interventions import cells, sweep
 

@@ -31,6 +31,7 @@ CALLS = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CALLS)
 def test_pairs_differ_in_the_exchanged_words_alone(name: str, kind: str) -> None:
@@ -46,6 +47,7 @@ def test_all_names_the_six_tasks() -> None:
         assert getattr(prompt_sets, name) is make
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", prompt_sets.ALL)
 def test_a_seed_makes_one_set(name: str) -> None:
     def made(seed: int) -> PromptSet:
@@ -58,6 +60,7 @@ def test_a_seed_makes_one_set(name: str) -> None:
     assert not first.table["clean"].equals(other.table["clean"])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("digits", "measured", "shown", "differ"),
     [

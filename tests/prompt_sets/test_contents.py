@@ -104,6 +104,7 @@ def test_a_lone_largest_pair_still_finds_another() -> None:
     assert "20" in {*made.table["answer"]}
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("corrupt", ["question", "order"])
 @pytest.mark.parametrize("labels", ["ABCD", "HGFE", "random"])
 def test_the_label_stands_before_the_right_option(corrupt: Any, labels: Any) -> None:

@@ -97,6 +97,7 @@ def test_split_leaves_no_pair_in_both() -> None:
             made.subset(chosen)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["ioi", "sums", "capitals", "greater_than"])
 def test_json_lines_give_the_same_tokens(name: str, kind: str, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_names_of_several_tokens_are_left_out() -> None:
     assert len(NAMES) > 100 and len(set(NAMES)) == len(NAMES)
 
 
+@pytest.mark.matrix
 def test_capitals_are_those_of_the_list() -> None:
     got = capitals(GPT2, 1000)  # more than there are
     assert got.n_made + got.n_dropped == 3 * len(CAPITALS) > 3 * 40
@@ -124,6 +125,7 @@ def test_sums_are_right_and_those_of_two_tokens_dropped() -> None:
         assert len(set(pairs)) == 5 and row.answer != row.wrong
 
 
+@pytest.mark.matrix
 def test_later_years_are_later() -> None:
     year = r"The \w+ lasted from the year (\d\d)(\d\d) to the year "
     kinds = {
@@ -150,6 +152,7 @@ def test_later_years_are_later() -> None:
                         assert int(ending) != point
 
 
+@pytest.mark.matrix
 def test_all_years_weighed() -> None:
     def by_hand(point: int, ending: int, n_digits: int) -> int:
         if n_digits == 1 and ending == point:
@@ -207,6 +210,7 @@ def solved(asked: str, content: str) -> str:
     raise AssertionError(asked)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("content", ["facts", "words"])
 @pytest.mark.parametrize("corrupt", ["question", "order"])
 @pytest.mark.parametrize("labels", ["ABCD", ("W", "X", "Q", "J"), "random"])
@@ -307,6 +311,7 @@ def test_induction_without_a_tokenizer() -> None:
     assert tiny_set.n_made == 48 and tiny_set.settings["n"] == 500
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -122,6 +122,7 @@ def test_an_empty_circuit_and_loose_ends_are_said():
     assert "0 edges" in circuit_page(Circuit.of(WIRES, []))
 
 
+@pytest.mark.matrix
 def test_a_large_circuit_is_drawn_in_part():
     circuit = Circuit.full(Wires(4, 8, 8))
     scores = random_scores(circuit.wires, 0)

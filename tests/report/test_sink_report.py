@@ -60,6 +60,7 @@ def test_the_bootstrap_agrees_with_scipy():
     assert (low[0], high[0]) == pytest.approx((peer.low, peer.high), abs=0.02)
 
 
+@pytest.mark.matrix
 def test_a_saved_report_is_complete_and_reads_back(report, tmp_path):
     folder = report.save(tmp_path / "r")
     files = {path.name for path in folder.iterdir()}
@@ -83,6 +84,7 @@ def test_the_page_says_what_was_measured(report, tmp_path):
     assert len(page) < 4 * 2**20
 
 
+@pytest.mark.matrix
 def test_hostile_texts_stay_texts(uniform, tmp_path):
     texts = ["<script>alert(1)</script>$\\frac{&", "plain text, long enough to compare"]
     report = sink_report(uniform, texts, length=30)
@@ -91,6 +93,7 @@ def test_hostile_texts_stay_texts(uniform, tmp_path):
     assert "<script>" not in report._repr_html_()
 
 
+@pytest.mark.matrix
 def test_a_weights_note_is_shown_first(report, tmp_path):
     info = {**report.meta["model_info"], "weights_note": "four bits only"}
     noted = SinkReport(**{**vars(report), "meta": {**report.meta, "model_info": info}})

@@ -35,6 +35,7 @@ every_case = pytest.mark.parametrize(
 every_main_case = pytest.mark.parametrize("name", PLANTED)
 
 
+@pytest.mark.first_case
 @every_case
 def test_patching_finds_the_planted_edges(name):
     case = ALL[name](n_prompts=24).double()
@@ -68,6 +69,7 @@ def test_wider_gates_have_their_edges_too(gate, variant):
     check_effects(case, effects(case))
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("variant", ["plain", "grouped", "rms"])
 def test_random_labels_leave_the_edges(variant):
     case = correct_letter(
@@ -93,12 +95,14 @@ def test_the_model_does_its_task(name):
     torch.testing.assert_close(split, exact, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.first_case
 @every_main_case
 def test_integrated_gradients_find_them_too(name):
     case = PLANTED[name](n_prompts=24).double()
     assert auroc(integrated(case, MIDPOINTS), case.edges) >= 0.98
 
 
+@pytest.mark.first_case
 @every_main_case
 def test_pruning_leaves_exactly_the_planted_edges(name):
     """By the metric and by KL, tau between what false and true edges do."""
@@ -119,6 +123,7 @@ def test_pruning_leaves_exactly_the_planted_edges(name):
 ROUTED = [n for n in PLANTED if n.split("-")[0] not in ("and", "or")]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", ROUTED)
 def test_only_saturated_attention_hides_from_the_gradient(name):
     """Gradient at the clean prompt against the true effect, on the query edge."""
@@ -133,6 +138,7 @@ def test_only_saturated_attention_hides_from_the_gradient(name):
     assert shares[1] < 1e-3
 
 
+@pytest.mark.first_case
 @every_case
 def test_distractors_work_and_change_nothing(name):
     case, bare = ALL[name]().double(), ALL[name](distractors=False).double()
@@ -160,6 +166,7 @@ def test_distractors_work_and_change_nothing(name):
     assert not bare.distractor_heads
 
 
+@pytest.mark.first_case
 @every_case
 def test_variants_are_what_they_say(name):
     config = ALL[name]().model.config

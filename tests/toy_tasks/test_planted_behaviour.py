@@ -65,6 +65,7 @@ def test_gate_by_hand():
     assert difference.tolist() == pytest.approx([-4, -4], abs=1e-5)
 
 
+@pytest.mark.first_case
 @every_variant
 @pytest.mark.parametrize("saturated", [False, True])
 def test_backcopy_meets_the_oracle(variant, saturated):

@@ -53,6 +53,7 @@ class Killed(BaseException):
     """Stands for kill -9: nothing catches it."""
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("optimizer", "when"), [("adamw", "before"), ("adamw", "after"), ("sgd", "after")]
 )
