@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from toy_tasks.jsonable import ADDED_LATER, checked_fields, json_fields
+from toy_tasks.operators import Operator
 
 Norm = Literal["layer", "rms", "none"]
 Positions = Literal["learned", "sinusoidal", "none"]
@@ -47,6 +48,10 @@ class ToyConfig:
     tied: bool = False  # unembedding = embedding transposed
     frozen: tuple[str, ...] = ()  # parameters whose name starts so stay as they began
     carriers: tuple[Carrier, ...] | None = field(default=None, metadata=ADDED_LATER)
+    # Attention operator, one for all layers or one a layer; None: `attention`, faster.
+    operators: Operator | tuple[Operator | None, ...] | None = field(
+        default=None, metadata=ADDED_LATER
+    )
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx"):
@@ -83,6 +88,7 @@ class ToyConfig:
                         f"{self.n_layers - 1}; None for all, () for no layer."
                     )
         self._check_carriers()
+        self._check_operators()
 
     def _check_carriers(self) -> None:
         if self.carriers is None:
@@ -94,6 +100,22 @@ class ToyConfig:
                 f"ToyConfig: carriers={self.carriers!r} with n_layers={self.n_layers}. "
                 f"Give one of {', '.join(map(repr, choices))} for each layer, or None "
                 "for full attention everywhere."
+            )
+
+    def _check_operators(self) -> None:
+        if self.operators is None:
+            return
+        if isinstance(self.operators, tuple) and len(self.operators) != self.n_layers:
+            raise ValueError(
+                f"ToyConfig: {len(self.operators)} operators with n_layers="
+                f"{self.n_layers}. Give one Operator for all layers, or one (or None, "
+                "for plain attention) for each."
+            )
+        if self.attention != "softmax" or self.carriers is not None:
+            raise ValueError(
+                f"ToyConfig: attention={self.attention!r} and carriers="
+                f"{self.carriers!r} beside operators. An operator says both: leave "
+                "them at 'softmax' and None."
             )
 
     @property
@@ -113,6 +135,19 @@ class ToyConfig:
         """Which keys that layer's queries may see."""
         return "full" if self.carriers is None else self.carriers[layer]
 
+    def operator(self, layer: int) -> Operator | None:
+        """That layer's attention operator; None for plain attention."""
+        if isinstance(self.operators, tuple):
+            return self.operators[layer]
+        return self.operators
+
+    @property
+    def rows_sum_to_1(self) -> bool:
+        """Whether attention to the tokens sums to 1 in every layer."""
+        operators = [self.operator(layer) for layer in range(self.n_layers)]
+        sums = all(o is None or o.rows_sum_to_1 for o in operators)
+        return self.attention == "softmax" and sums
+
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON values; those added later only where they are set."""
         return json_fields(self)
@@ -124,4 +159,10 @@ class ToyConfig:
         Raises:
             ValueError: a field is unknown or missing.
         """
-        return cls(**checked_fields(cls, data))
+        values = checked_fields(cls, data)
+        given = values.get("operators")
+        if isinstance(given, tuple):
+            values["operators"] = tuple(o and Operator.from_json(o) for o in given)
+        elif given is not None:
+            values["operators"] = Operator.from_json(given)
+        return cls(**values)

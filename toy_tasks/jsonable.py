@@ -40,4 +40,4 @@ def checked_fields(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
 def _json(value: Any) -> Any:
     if hasattr(value, "to_json"):
         return value.to_json()
-    return list(value) if isinstance(value, tuple) else value
+    return [_json(v) for v in value] if isinstance(value, tuple) else value

@@ -121,8 +121,9 @@ def update(
     if n_targets is not None:
         logits, targets = logits[:, -n_targets:], targets[:, -n_targets:]
     loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    extra = model.extra_loss()
     optimizer.zero_grad()
-    loss.backward()
+    (loss if extra is None else loss + extra).backward()
     optimizer.step()
     return loss.detach()
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from toy_tasks.attention import Attention
 from toy_tasks.config import ToyConfig
 from toy_tasks.layers import HookPoint, Norm, weight
+from toy_tasks.operators.attention import OperatorAttention
 
 
 class MLP(nn.Module):
@@ -52,7 +53,7 @@ class Block(nn.Module):
         super().__init__()
         has_attention, has_mlp = config.has_attention(layer), config.has_mlp(layer)
         self.ln1 = Norm(config) if has_attention else None
-        self.attn = Attention(config, layer) if has_attention else None
+        self.attn = attention(config, layer) if has_attention else None
         self.ln2 = Norm(config) if has_mlp else None
         self.mlp = MLP(config) if has_mlp else None
         self.hook_resid_pre = HookPoint()
@@ -88,6 +89,14 @@ class Block(nn.Module):
         else:
             mlp_out = self.mlp(self.ln2(resid))
         return self.hook_resid_post(resid + self.hook_mlp_out(mlp_out))
+
+
+def attention(config: ToyConfig, layer: int) -> Attention | OperatorAttention:
+    """The attention of a layer: plain, or by the config's operator."""
+    operator = config.operator(layer)
+    if operator is None:
+        return Attention(config, layer)
+    return OperatorAttention(config, operator)
 
 
 class ToyTransformer(nn.Module):
@@ -187,6 +196,18 @@ class ToyTransformer(nn.Module):
                         n_inputs *= parameter.shape[0]
                     bound = 1 / math.sqrt(n_inputs)
                     parameter.uniform_(-bound, bound, generator=generator)
+            for module in self.modules():
+                if isinstance(module, OperatorAttention):
+                    module.draw(generator)
+
+    def extra_loss(self) -> Float[Tensor, ""] | None:
+        """What operators add to the loss of the last forward pass in training."""
+        terms = [
+            module.extra_loss
+            for module in self.modules()
+            if isinstance(module, OperatorAttention) and module.extra_loss is not None
+        ]
+        return torch.stack(terms).sum() if terms else None
 
     def _freeze(self, prefixes: tuple[str, ...]) -> None:
         names = dict(self.named_parameters())

@@ -224,4 +224,6 @@ def by_steps(site: Site, edit: Edit, n_prompt: int) -> Edit:
 def _is_rowwise(toy: ToyTransformer) -> bool:
     """Whether a query's keys do not depend on where the prompt ends."""
     config = toy.config
-    return all(config.carrier(n) in ("full", "self") for n in range(config.n_layers))
+    return config.operators is None and all(
+        config.carrier(n) in ("full", "self") for n in range(config.n_layers)
+    )

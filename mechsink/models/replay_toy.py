@@ -6,12 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechsink.models.continuation import BaseRun, Past
+from mechsink.models.continuation import BaseRun, CannotContinueError, Past
 from toy_tasks.transformer import ToyTransformer
 
 
 def toy_base(toy: ToyTransformer, tokens: Tensor) -> BaseRun:
-    """Run once, keeping residuals, keys and values."""
+    """Run once, keeping residuals, keys and values.
+
+    Raises:
+        CannotContinueError: an operator reads the whole prompt.
+    """
+    if toy.config.operators is not None:
+        raise CannotContinueError(
+            "resume: this toy's attention is an operator, which reads the whole "
+            "prompt, so a run can't be continued from earlier keys and values."
+        )
     past: list[Past] = [(torch.empty(0), torch.empty(0))] * len(toy.blocks)
     handles = []
     for layer, block in enumerate(toy.blocks):

@@ -107,7 +107,8 @@ def selfcheck_run(
 
     for layer in range(shape.n_layers):
         at = {name: base.cache[Site(name, layer)] for name in shape.sites}
-        if "pattern" in at:
+        # A toy says itself that its operator's rows need not sum to anything.
+        if "pattern" in at and (shape.rows_sum_to_1 or plain is not None):
             sums = at["pattern"].sum(-1)
             # A learned sink logit takes a share of each row; nothing may exceed 1.
             over = sums if shape.rows_sum_to_1 else sums.clamp(min=1)

@@ -132,7 +132,7 @@ class ToyModel:
             d_vocab=config.d_vocab,
             n_ctx=config.n_ctx,
             sites=frozenset(sites),
-            rows_sum_to_1=config.attention == "softmax",
+            rows_sum_to_1=config.rows_sum_to_1,
         )
 
     def to_tokens(self, texts: str | Sequence[str]) -> Int[Tensor, "batch pos"]:
@@ -223,7 +223,7 @@ class ToyModel:
             ("v", "attn_scores", "pattern"),
             attention,
             residual,
-            self.toy.config.attention == "softmax",
+            self.toy.config.attention == "softmax" and not self.toy.config.operators,
         )
 
     def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
