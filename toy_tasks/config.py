@@ -141,6 +141,12 @@ class ToyConfig:
             return self.operators[layer]
         return self.operators
 
+    def is_softmax(self, layer: int) -> bool:
+        """Whether that layer's weights are shares of a softmax, sink slots included."""
+        operator = self.operator(layer)
+        plain = self.attention == "softmax"
+        return plain if operator is None else operator.is_softmax
+
     @property
     def rows_sum_to_1(self) -> bool:
         """Whether attention to the tokens sums to 1 in every layer."""

@@ -23,7 +23,7 @@ def visit_patterns(
     names: Collection[str],
     attention: Callable[[LayerAttention], None] | None,
     residual: Callable[[int, Float[Tensor, "batch pos d_model"]], None] | None,
-    is_softmax: bool = True,
+    softmax_layers: Collection[int] | None = None,
 ) -> None:
     """Run once and hand out each layer's attention and residual.
 
@@ -34,7 +34,7 @@ def visit_patterns(
         attention_layers: those whose attention is handed out.
         names: which of v, attn_scores and pattern the model has.
         attention, residual: the visitors of `Model.visit`.
-        is_softmax: whether the patterns are.
+        softmax_layers: those whose patterns are softmaxes; None for all.
     """
     held: dict[str, Tensor] = {}
 
@@ -55,7 +55,7 @@ def visit_patterns(
                     v=held.pop("v").transpose(1, 2),
                     pattern=held.pop("pattern"),
                     scores=held.pop("attn_scores", None),
-                    is_softmax=is_softmax,
+                    is_softmax=softmax_layers is None or site.layer in softmax_layers,
                 )
             )
 

@@ -223,7 +223,7 @@ class ToyModel:
             ("v", "attn_scores", "pattern"),
             attention,
             residual,
-            self.toy.config.attention == "softmax" and not self.toy.config.operators,
+            [n for n in layers if self.toy.config.is_softmax(n)],
         )
 
     def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:

@@ -18,8 +18,9 @@ class OperatorAttention(nn.Module):
     `hook_pattern` is the equivalent attention matrix over the tokens: what z is made
     of, before its gate and apart from memory slots, whose share `hook_slot_pattern`
     shows (attention to a slot that is a mean of tokens counts as attention to them).
-    Rows need not sum to 1 and weights may be negative; sink metrics then take
-    |A| / sum |A|. `hook_z` is gated, so that W_O reads it as it is.
+    Rows need not sum to 1 and weights may be negative; where they are no shares of a
+    softmax, sink scores are those of |A| / sum |A|. `hook_z` is gated, so that W_O
+    reads it as it is.
     `hook_attn_scores` shows -inf where a key is hidden, except to a normaliser that
     reads hidden scores. All of it needs the whole prompt: there is no continuation
     from a past.

@@ -1,10 +1,10 @@
 """Kernels: how queries and keys become scores, and scores weights.
 
-Positive weights are similarities; `Linear` and `LearnedFeatures` may be signed.
+`Pointwise("linear")` and `Features("learned")` may be negative; all others are not.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -52,8 +52,9 @@ class Exponential(Kernel):
 
     def scores(self, heads: Heads, k: Tensor, parameters: Parameters) -> Scores:
         """Scaled dot products."""
-        q = heads.q + parameters["query"] if self.query_token else heads.q
-        return q @ k.transpose(2, 3) / math.sqrt(k.shape[3])
+        if self.query_token:
+            heads = replace(heads, q=heads.q + parameters["query"])
+        return super().scores(heads, k, parameters)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from toy_tasks.operators.flow import Flow
 from toy_tasks.operators.gates import Affine, Gate, Open
 from toy_tasks.operators.kernels import Exponential, Kernel, Pointwise
 from toy_tasks.operators.memory import Memory, Pooled, Tokens
-from toy_tasks.operators.normalisers import Normaliser, Sum
+from toy_tasks.operators.normalisers import Normaliser, SinkLogit, Sum
 from toy_tasks.operators.parts import Part
 
 _KINDS: dict[str, type[Part]] = {
@@ -70,6 +70,19 @@ class Operator:
     def is_causal(self) -> bool:
         """Whether no output depends on later tokens."""
         return all(getattr(self, name).is_causal for name in _KINDS)
+
+    @property
+    def is_softmax(self) -> bool:
+        """Whether weights are shares of a softmax, over tokens and what else there is.
+
+        Then a weight is a share of attention as it stands, also where a slot or a
+        sink logit takes the rest.
+        """
+        return (
+            self.kernel.is_exponential
+            and isinstance(self.normaliser, Sum | SinkLogit)
+            and not isinstance(self.gate, Affine)
+        )
 
     @property
     def rows_sum_to_1(self) -> bool:

@@ -7,6 +7,8 @@ import torch
 
 from mechsink.models.selfcheck import selfcheck
 from mechsink.models.toy import ToyModel
+from mechsink.sinks.scores import sink_scores
+from mechsink.sites import Site
 from tests.toy_tasks.operators.layer import draw, make, show
 from toy_tasks import BigramBackcopy, Preset, Sums, ToyConfig, ToyTransformer, train
 from toy_tasks.operators import OPERATORS, FullOrSparse, Operator
@@ -182,3 +184,26 @@ def test_layers_may_differ() -> None:
     )
     assert ToyConfig.from_json(settings.to_json()) == settings
     assert ToyTransformer(settings)(TOKENS).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["kv-bias", "sink-logit", "sigmoid", "linear"])
+def test_sink_scores_are_shares(name: str) -> None:
+    """A softmax's weight is a share as it stands: what a slot or a sink logit takes
+    goes to no token. Other weights are counted as |A| / sum |A| of the row."""
+    model = ToyModel(toy(name).eval())
+    with torch.no_grad():
+        for parameter_name, parameter in model.toy.named_parameters():
+            if parameter_name.endswith("normaliser.t"):
+                parameter.fill_(3.0)  # takes most of every row
+    at = Site("pattern", layer=1)
+    pattern = model.run(TOKENS, read=[at]).cache[at]
+    share = pattern.abs()
+    if name in ("sigmoid", "linear"):
+        share = share / share.sum(-1, keepdim=True)
+    else:
+        assert pattern.sum(-1).max() < 0.99
+    got = sink_scores(model, TOKENS).table.query("layer == 1")
+    want = share[..., 0].mean(-1).flatten().tolist()
+    assert got.sort_values(["batch", "head"])["score"].tolist() == pytest.approx(
+        want, abs=1e-5
+    )
