@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from toy_tasks.config import ToyConfig
 from toy_tasks.layers import HookPoint, weight
 from toy_tasks.operators.memory import Slots
-from toy_tasks.operators.normalisers import Normaliser
+from toy_tasks.operators.normalisers import Normaliser, Scored
 from toy_tasks.operators.operator import Operator
 from toy_tasks.operators.parts import Heads, Init, Sizes
 
@@ -133,7 +133,7 @@ class OperatorAttention(nn.Module):
     ) -> Tensor:
         kernel, gate = self.operator.kernel, self.operator.gate
         own = self._of("normaliser")
-        pattern = normaliser.pattern(scores, seen, kernel, heads, own)
+        pattern = normaliser.pattern(Scored(scores, seen, kernel, heads), own)
         return gate.weigh(pattern, seen, heads.x, self._of("gate"))
 
     def _of(self, part: str) -> dict[str, Tensor]:

@@ -18,10 +18,10 @@ from toy_tasks.operators.kernels import Kernel
 from toy_tasks.operators.normalisers import (
     Normaliser,
     Pattern,
-    Seen,
+    Scored,
     must_be_exponential,
 )
-from toy_tasks.operators.parts import Heads, Parameters, at_least_1, exact
+from toy_tasks.operators.parts import Parameters, at_least_1, exact
 
 HIDDEN = -1e9  # score of a masked key, as in Sinkformer's code
 ENTRIES = 4_000_000  # of scores that are balanced at once
@@ -64,26 +64,19 @@ class Sinkhorn(Normaliser):
         """Earlier queries count, with the keys after them."""
         return self.form in ("prefix", "whole")
 
-    def pattern(
-        self,
-        scores: Tensor,
-        seen: Seen,
-        kernel: Kernel,
-        heads: Heads,
-        parameters: Parameters,
-    ) -> Pattern:
+    def pattern(self, given: Scored, parameters: Parameters) -> Pattern:
         """The balanced plan, times the number of keys."""
         if self.form == "prefix":
-            return by_prefix(scores, self._plan)
+            return by_prefix(given.scores, self._plan)
         if self.form == "whole":
-            return self._plan(scores)
-        hidden = scores.masked_fill(~seen, HIDDEN)
+            return self._plan(given.scores)
+        hidden = given.scores.masked_fill(~given.seen, HIDDEN)
         if self.form == "masked":
-            return self._plan(hidden).masked_fill(~seen, 0)
-        n = scores.shape[-1]
-        rank = torch.arange(1, n + 1, device=scores.device, dtype=torch.float64)
+            return self._plan(hidden).masked_fill(~given.seen, 0)
+        n = given.scores.shape[-1]
+        rank = torch.arange(1, n + 1, device=given.scores.device, dtype=torch.float64)
         columns = (1 / rank).flip(0).cumsum(0).flip(0)
-        return self._plan(hidden, columns.float()).masked_fill(~seen, 0)
+        return self._plan(hidden, columns.float()).masked_fill(~given.seen, 0)
 
     def _plan(self, scores: Tensor, columns: Tensor | None = None) -> Tensor:
         return sinkhorn(scores, self.n_it, columns)
@@ -149,21 +142,14 @@ class Unitary(Normaliser):
         """Earlier queries count, with the keys after them."""
         return self.form in ("prefix", "whole")
 
-    def pattern(
-        self,
-        scores: Tensor,
-        seen: Seen,
-        kernel: Kernel,
-        heads: Heads,
-        parameters: Parameters,
-    ) -> Pattern:
+    def pattern(self, given: Scored, parameters: Parameters) -> Pattern:
         """Squared moduli; rows and columns sum to 1."""
         make = {"qr": squared_orthogonal, "givens": squared_rotations}[self.kind]
         if self.form == "whole":
-            return make(scores)
+            return make(given.scores)
         if self.kind == "givens":  # a later token turns earlier rows, its own last
-            return squared_rotations(scores, every_prefix=True)
-        return by_prefix(scores, make)
+            return squared_rotations(given.scores, every_prefix=True)
+        return by_prefix(given.scores, make)
 
     def check(self, kernel: Kernel) -> None:
         """It takes scores."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from toy_tasks.operators.kernels import Features, Kernel
-from toy_tasks.operators.normalisers import Normaliser, Pattern, Seen
-from toy_tasks.operators.parts import Heads, Parameters, exact
+from toy_tasks.operators.normalisers import Normaliser, Pattern, Scored
+from toy_tasks.operators.parts import Parameters, exact
 
 EPS = 1e-6  # added to both factors of every flow product
 
@@ -30,18 +30,14 @@ class Flow(Normaliser):
 
     takes_slots: ClassVar[bool] = False
 
-    def pattern(
-        self,
-        scores: Tensor,
-        seen: Seen,
-        kernel: Kernel,
-        heads: Heads,
-        parameters: Parameters,
-    ) -> Pattern:
+    def pattern(self, given: Scored, parameters: Parameters) -> Pattern:
         """The equivalent attention matrix."""
-        assert isinstance(kernel, Features)
-        q, k = (exact(kernel.features(t, parameters)) for t in (heads.q, heads.k))
-        n = torch.arange(1, heads.n_pos + 1, device=q.device, dtype=q.dtype)
+        assert isinstance(given.kernel, Features)
+        q, k = (
+            exact(given.kernel.features(t, parameters))
+            for t in (given.heads.q, given.heads.k)
+        )
+        n = torch.arange(1, given.heads.n_pos + 1, device=q.device, dtype=q.dtype)
 
         def flow(a: Tensor, total: Tensor) -> Tensor:
             return ((a + EPS) * (total + EPS)).sum(-1)
@@ -53,9 +49,9 @@ class Flow(Normaliser):
         compete = kept_out.clamp(-1, 1).exp()
         compete = n * compete / compete.cumsum(-1)
         row = kept_in.sigmoid() * incoming / n
-        shown = exact(scores).masked_fill(~seen, 0)
+        shown = exact(given.scores).masked_fill(~given.seen, 0)
         weights = row[..., None] * shown * compete[..., None, :]
-        return weights.to(scores.dtype)
+        return weights.to(given.scores.dtype)
 
     def check(self, kernel: Kernel) -> None:
         """Flows need positive features."""

@@ -3,6 +3,7 @@
 Balanced ones (Sinkhorn, unitary) are in balanced.py, Flowformer's in flow.py.
 """
 
+import abc
 import math
 from dataclasses import dataclass
 
@@ -20,8 +21,24 @@ TINY = 1e-8
 """Added to a sum of weights before dividing, as in Gu et al.'s code."""
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a normaliser is given: scores, which of them are seen, and their kernel."""
+
+    scores: Pattern
+    seen: Seen
+    kernel: Kernel
+    heads: Heads
+
+    def weights(self) -> Pattern:
+        """The kernel's weights, 0 where a key is not seen."""
+        # Hidden scores are -inf: no kernel may see them, or its gradient is NaN.
+        shown = self.scores.masked_fill(~self.seen, 0)
+        return self.kernel.weights(shown).masked_fill(~self.seen, 0)
+
+
 @dataclass(frozen=True)
-class Normaliser(Part):
+class Normaliser(Part, abc.ABC):
     """Base of the normalisers."""
 
     @property
@@ -34,16 +51,9 @@ class Normaliser(Part):
         """Whether it reads scores of keys that the query does not see."""
         return False
 
-    def pattern(
-        self,
-        scores: Tensor,
-        seen: Seen,
-        kernel: Kernel,
-        heads: Heads,
-        parameters: Parameters,
-    ) -> Pattern:
+    @abc.abstractmethod
+    def pattern(self, given: Scored, parameters: Parameters) -> Pattern:
         """Attention from scores; 0 where a key is not seen."""
-        raise NotImplementedError
 
     def check(self, kernel: Kernel) -> None:
         """Refuse a kernel that does not fit.
@@ -62,18 +72,11 @@ class Sum(Normaliser):
         """They do."""
         return True
 
-    def pattern(
-        self,
-        scores: Tensor,
-        seen: Seen,
-        kernel: Kernel,
-        heads: Heads,
-        parameters: Parameters,
-    ) -> Pattern:
+    def pattern(self, given: Scored, parameters: Parameters) -> Pattern:
         """Rows sum to 1 (but for `TINY`, where the kernel is no exponential)."""
-        if kernel.is_exponential:
-            return softmax(scores, seen)
-        weights = seen_weights(scores, seen, kernel)
+        if given.kernel.is_exponential:
+            return softmax(given.scores, given.seen)
+        weights = given.weights()
         return weights / (weights.sum(-1, keepdim=True) + TINY)
 
 
@@ -85,19 +88,12 @@ class Unnormalised(Normaliser):
 
     by_rank: bool = False
 
-    def pattern(
-        self,
-        scores: Tensor,
-        seen: Seen,
-        kernel: Kernel,
-        heads: Heads,
-        parameters: Parameters,
-    ) -> Pattern:
+    def pattern(self, given: Scored, parameters: Parameters) -> Pattern:
         """The weights of the keys that are seen."""
-        weights = seen_weights(scores, seen, kernel)
+        weights = given.weights()
         if not self.by_rank:
             return weights
-        rank = torch.arange(1, scores.shape[2] + 1, device=scores.device)
+        rank = torch.arange(1, given.scores.shape[2] + 1, device=given.scores.device)
         return weights / rank[:, None].to(weights.dtype)
 
     def check(self, kernel: Kernel) -> None:
@@ -117,16 +113,9 @@ class ClampedSum(Normaliser):
     Source: Gu et al. 2024 (arXiv:2410.10781).
     """
 
-    def pattern(
-        self,
-        scores: Tensor,
-        seen: Seen,
-        kernel: Kernel,
-        heads: Heads,
-        parameters: Parameters,
-    ) -> Pattern:
+    def pattern(self, given: Scored, parameters: Parameters) -> Pattern:
         """Rows whose weights sum to less than 1 keep them."""
-        weights = seen_weights(scores, seen, kernel)
+        weights = given.weights()
         return weights / weights.sum(-1, keepdim=True).abs().clamp(min=1)
 
     def check(self, kernel: Kernel) -> None:
@@ -151,31 +140,19 @@ class SinkLogit(Normaliser):
         """t, [head]."""
         return {"t": Init((sizes.n_heads,), 0.0)} if self.learned else {}
 
-    def pattern(
-        self,
-        scores: Tensor,
-        seen: Seen,
-        kernel: Kernel,
-        heads: Heads,
-        parameters: Parameters,
-    ) -> Pattern:
+    def pattern(self, given: Scored, parameters: Parameters) -> Pattern:
         """Rows sum to less than 1; the rest goes nowhere."""
-        extra = scores.new_zeros(1, scores.shape[1], 1, 1)
+        extra = given.scores.new_zeros(1, given.scores.shape[1], 1, 1)
         if self.learned:
             extra = extra + parameters["t"][:, None, None]
-        extra = extra.expand(scores.shape[0], -1, scores.shape[2], 1)
-        scores = torch.cat([extra, scores.masked_fill(~seen, -torch.inf)], dim=-1)
-        return exact(scores).softmax(-1).to(scores.dtype)[..., 1:]
+        extra = extra.expand(given.scores.shape[0], -1, given.scores.shape[2], 1)
+        hidden = given.scores.masked_fill(~given.seen, -torch.inf)
+        weights = exact(torch.cat([extra, hidden], dim=-1)).softmax(-1)
+        return weights.to(hidden.dtype)[..., 1:]
 
     def check(self, kernel: Kernel) -> None:
         """Only for softmax's kernel."""
         must_be_exponential(self, kernel)
-
-
-def seen_weights(scores: Tensor, seen: Seen, kernel: Kernel) -> Pattern:
-    """The kernel's weights, 0 where a key is not seen."""
-    # Hidden scores are -inf: no kernel may see them, or its gradient is NaN.
-    return kernel.weights(scores.masked_fill(~seen, 0)).masked_fill(~seen, 0)
 
 
 def softmax(scores: Tensor, seen: Seen) -> Pattern:
