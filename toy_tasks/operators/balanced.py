@@ -27,8 +27,28 @@ HIDDEN = -1e9  # score of a masked key, as in Sinkformer's code
 ENTRIES = 4_000_000  # of scores that are balanced at once
 
 
+class Balanced(Normaliser):
+    """Base of the balanced normalisers, in one of several forms."""
+
+    form: str
+
+    @property
+    def is_causal(self) -> bool:
+        """Only prefix by prefix."""
+        return self.form == "prefix"
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Earlier queries count, with the keys after them."""
+        return self.form in ("prefix", "whole")
+
+    def check(self, kernel: Kernel) -> None:
+        """It takes scores."""
+        must_be_exponential(self, kernel)
+
+
 @dataclass(frozen=True)
-class Sinkhorn(Normaliser):
+class Sinkhorn(Balanced):
     """Attention balanced by `n_it` half-steps of Sinkhorn's algorithm.
 
     One half-step balances rows: softmax; the second columns, the third rows again;
@@ -50,19 +70,9 @@ class Sinkhorn(Normaliser):
         check_form(self, ("prefix", "whole", "masked", "targets"))
 
     @property
-    def is_causal(self) -> bool:
-        """Only prefix by prefix."""
-        return self.form == "prefix"
-
-    @property
     def rows_sum_to_1(self) -> bool:
         """Where rows are balanced last."""
         return self.n_it % 2 == 1
-
-    @property
-    def reads_hidden(self) -> bool:
-        """Earlier queries count, with the keys after them."""
-        return self.form in ("prefix", "whole")
 
     def pattern(self, given: Scored, parameters: Parameters) -> Pattern:
         """The balanced plan, times the number of keys."""
@@ -80,10 +90,6 @@ class Sinkhorn(Normaliser):
 
     def _plan(self, scores: Tensor, columns: Tensor | None = None) -> Tensor:
         return sinkhorn(scores, self.n_it, columns)
-
-    def check(self, kernel: Kernel) -> None:
-        """It takes scores."""
-        must_be_exponential(self, kernel)
 
 
 def sinkhorn(scores: Tensor, n_it: int, columns: Tensor | None = None) -> Tensor:
@@ -106,7 +112,7 @@ def sinkhorn(scores: Tensor, n_it: int, columns: Tensor | None = None) -> Tensor
 
 
 @dataclass(frozen=True)
-class Unitary(Normaliser):
+class Unitary(Balanced):
     """|U|^2 of an orthogonal matrix made from the scores: doubly stochastic.
 
     "qr": U is the orthogonal factor of the scores' QR decomposition (columns signed
@@ -128,19 +134,9 @@ class Unitary(Normaliser):
         check_form(self, ("prefix", "whole"))
 
     @property
-    def is_causal(self) -> bool:
-        """Only prefix by prefix."""
-        return self.form == "prefix"
-
-    @property
     def rows_sum_to_1(self) -> bool:
         """They do."""
         return True
-
-    @property
-    def reads_hidden(self) -> bool:
-        """Earlier queries count, with the keys after them."""
-        return self.form in ("prefix", "whole")
 
     def pattern(self, given: Scored, parameters: Parameters) -> Pattern:
         """Squared moduli; rows and columns sum to 1."""
@@ -150,10 +146,6 @@ class Unitary(Normaliser):
         if self.kind == "givens":  # a later token turns earlier rows, its own last
             return squared_rotations(given.scores, every_prefix=True)
         return by_prefix(given.scores, make)
-
-    def check(self, kernel: Kernel) -> None:
-        """It takes scores."""
-        must_be_exponential(self, kernel)
 
 
 def squared_orthogonal(scores: Tensor) -> Tensor:

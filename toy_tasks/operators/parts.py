@@ -83,7 +83,7 @@ class Part:
         Raises:
             ValueError: no part of this kind has the name, or a setting is unknown.
         """
-        known = {kind.__name__: kind for kind in cls.__subclasses__()}
+        known = {kind.__name__: kind for kind in _leaves(cls)}
         settings = dict(data)
         name = settings.pop("part", None)
         if name not in known:
@@ -92,6 +92,12 @@ class Part:
                 f"{', '.join(sorted(known))}."
             )
         return known[name](**checked_fields(known[name], settings))
+
+
+def _leaves(kind: type[Part]) -> list[type[Part]]:
+    """The parts of a kind; those between are bases."""
+    below = [leaf for sub in kind.__subclasses__() for leaf in _leaves(sub)]
+    return below or [kind]
 
 
 def causal_mask(n_pos: int, device: torch.device) -> Tensor:
