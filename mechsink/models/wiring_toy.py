@@ -11,7 +11,8 @@ class ToyWiring:
     """Reads and writes of a `ToyTransformer`.
 
     Raises:
-        ValueError: attention or MLPs in some of its layers only.
+        ValueError: attention or MLPs in some of its layers only; an operator that reads
+            more than queries, keys and values, or is not causal.
     """
 
     def __init__(self, toy: ToyTransformer) -> None:
@@ -28,6 +29,15 @@ class ToyWiring:
                     "named alike in all. Give every layer one (with weights of zero "
                     "where it shall do nothing), or none."
                 )
+        for operator in filter(None, map(config.operator, layers)):
+            if operator.reads_x or not operator.is_causal:
+                raise ValueError(
+                    "wiring: this toy's attention operator "
+                    + ("reads the residual beside its queries, keys and values"
+                       if operator.reads_x else "looks at later tokens")
+                    + ", which edges leave out: they would give wrong numbers. Node "
+                    "methods (ms.attribution_patching, ms.patch_sweep) take it."
+                )  # fmt: skip
         self.has_attention = config.has_attention(0)
         self.has_mlp = config.has_mlp(0)
 

@@ -77,6 +77,11 @@ class SigmoidGate(Gate):
                 "and 'head' at all places but 'out', where heads are already summed."
             )
 
+    @property
+    def reads_x(self) -> bool:
+        """It does."""
+        return True
+
     def parameters(self, sizes: Sizes) -> dict[str, Init]:
         """W, [head, d_model, d_head or 1]; at "out" [1, d_model, d_model]."""
         if self.place == "out":
@@ -120,6 +125,11 @@ class Affine(Gate):
 
     scale: bool = True
     shift: bool = True
+
+    @property
+    def reads_x(self) -> bool:
+        """It does."""
+        return True
 
     def parameters(self, sizes: Sizes) -> dict[str, Init]:
         """w, c and u, e, as far as they are used."""

@@ -72,6 +72,11 @@ class Operator:
         return all(getattr(self, name).is_causal for name in _KINDS)
 
     @property
+    def reads_x(self) -> bool:
+        """Whether some part reads the residual beside queries, keys and values."""
+        return any(getattr(self, name).reads_x for name in _KINDS)
+
+    @property
     def is_softmax(self) -> bool:
         """Whether weights are shares of a softmax, over tokens and what else there is.
 

@@ -68,6 +68,11 @@ class Part:
         """Whether an output never depends on later tokens."""
         return True
 
+    @property
+    def reads_x(self) -> bool:
+        """Whether it reads the residual itself, beside queries, keys and values."""
+        return False
+
     def parameters(self, sizes: Sizes) -> dict[str, Init]:
         """Parameters it needs, by name; none unless it says so."""
         return {}

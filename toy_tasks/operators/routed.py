@@ -135,6 +135,11 @@ class FullOrSparse(Carrier):
                 "'sparse'."
             )
 
+    @property
+    def reads_x(self) -> bool:
+        """Where the router is learned."""
+        return self.router == "learned"
+
     def parameters(self, sizes: Sizes) -> dict[str, Init]:
         """w [d_model, 1] and b [1], from zero: half of each."""
         if self.router != "learned":

@@ -51,6 +51,11 @@ class RoutedHeads(Gate):
         """Where a router is learned."""
         return self.router != "norm" and self.balance > 0
 
+    @property
+    def reads_x(self) -> bool:
+        """Where a router is learned."""
+        return self.router != "norm"
+
     def parameters(self, sizes: Sizes) -> dict[str, Init]:
         """W_r [d_model, routed], W_s [d_model, shared], W_0 [d_model, 2]."""
         routed = sizes.n_heads - self.shared

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import mechsink as ms
 from mechsink.models.selfcheck import selfcheck
 from mechsink.models.toy import ToyModel
 from mechsink.sinks.scores import sink_scores
@@ -207,3 +208,55 @@ def test_sink_scores_are_shares(name: str) -> None:
     assert got.sort_values(["batch", "head"])["score"].tolist() == pytest.approx(
         want, abs=1e-5
     )
+
+
+PAIRS = ms.PromptPairs(
+    clean=TOKENS[:2, :8],
+    corrupted=TOKENS[:2, :8].clone().index_fill_(1, torch.tensor([4]), 9),
+    answers=torch.tensor([3, 4]),
+    wrong=torch.tensor([5, 6]),
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["softmax", "kv-bias", "gate", "flow", "bidirectional"]
+)
+def test_a_sweep_is_one_patched_run_a_place(name: str) -> None:
+    model = ToyModel(toy(name).double().eval())
+    got = ms.patch_sweep(
+        model, PAIRS, ms.logit_diff, site="resid_pre", direction="denoising"
+    ).table
+    site = Site("resid_pre", layer=1)
+    clean = model.run(PAIRS.clean, read=[site]).cache[site]
+    for pos in range(8):
+
+        def patch(x: torch.Tensor, pos: int = pos) -> torch.Tensor:
+            return torch.cat([x[:, :pos], clean[:, pos : pos + 1], x[:, pos + 1 :]], 1)
+
+        logits = model.run(PAIRS.corrupted, edit={site: patch}).logits[:, -1]
+        want = logits[[0, 1], PAIRS.answers] - logits[[0, 1], PAIRS.wrong]
+        rows = got.query("layer == 1 and pos == @pos").sort_values("prompt")
+        assert rows["value"].tolist() == pytest.approx(want.tolist(), abs=1e-12)
+
+
+@EVERY
+@pytest.mark.first_case
+@pytest.mark.filterwarnings("ignore:faithfulness. full and ablated")  # two prompts
+def test_edges_are_right_or_refused(name: str) -> None:
+    """All of a layer's edges are cut at its queries, keys and values: a part that
+    reads the residual beside them would be left out in silence."""
+    operator = OPERATORS[name]
+    model = ToyModel(toy(name).double().eval())
+    if operator.reads_x or not operator.is_causal:
+        with pytest.raises(ValueError, match="Node methods"):
+            ms.exact_edges(model, PAIRS, ms.logit_diff)
+        return
+    scores = ms.exact_edges(model, PAIRS, ms.logit_diff)
+    every = ms.top_edges(scores, len(scores.table))
+    # With every edge cut the model runs as on the corrupted prompt.
+    curve = ms.faithfulness(
+        model, every, PAIRS, ms.logit_diff, ablation="patch", resamples=40
+    )
+    run = model.run(PAIRS.corrupted).logits[:, -1]
+    want = run[[0, 1], PAIRS.answers] - run[[0, 1], PAIRS.wrong]
+    assert curve.table["ablated"].tolist() == pytest.approx(want.tolist(), abs=1e-9)

@@ -35,12 +35,14 @@ from toy_tasks.operators import (
     Unnormalised,
     ValueBias,
     Window,
+    balanced,
 )
 from toy_tasks.operators.balanced import (
     sinkhorn,
     squared_orthogonal,
     squared_rotations,
 )
+from toy_tasks.operators.normalisers import Normaliser
 from toy_tasks.operators.routed_heads import balanced_so_far
 
 N = 10
@@ -304,6 +306,20 @@ class TestBalanced:
         for end in (1, 4, N):
             want = show(alone, x[:, :end]).pattern[..., -1, :]
             close(got[..., end - 1, :end], want)
+
+
+@pytest.mark.parametrize("normaliser", [Sinkhorn(5), Unitary("qr")])
+def test_balancing_again_in_the_backward_pass_changes_nothing(
+    normaliser: Normaliser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for entries in (10**9, 0):
+        monkeypatch.setattr(balanced, "ENTRIES", entries)
+        x = draw(N).requires_grad_()
+        make(Operator(normaliser=normaliser))(x).square().sum().backward()
+        assert x.grad is not None
+        found.append(x.grad)
+    assert torch.equal(*found)
 
 
 def rows(*lines: str) -> Tensor:
