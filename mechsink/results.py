@@ -289,3 +289,13 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def wilson(n_hits: int, n: int) -> tuple[float, float]:
+    """95 % Wilson interval of a share; (NaN, NaN) of nothing."""
+    from scipy.stats import binomtest  # here: slow to import
+
+    if n == 0:
+        return float("nan"), float("nan")
+    ends = binomtest(n_hits, n).proportion_ci(0.95, method="wilson")
+    return float(ends.low), float(ends.high)

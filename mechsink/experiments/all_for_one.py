@@ -27,7 +27,7 @@ from mechsink.interventions.peeking import (
 )
 from mechsink.interventions.replacements import resample, zero
 from mechsink.models.memory import rows_that_fit
-from mechsink.results import Result, provenance
+from mechsink.results import Result, provenance, wilson
 from mechsink.run import Edit, Model
 from mechsink.sites import Site
 from mechsink.slots.prompts import SlotPrompts, as_slot_tokens
@@ -241,16 +241,6 @@ def compared(slots: SlotTokens, full: Outcomes, af1: Outcomes) -> pd.DataFrame:
             column = name if what == "likeliest" else f"{name}_{what}"
             columns[column] = getattr(of, what).tolist()
     return pd.DataFrame(columns)
-
-
-def wilson(n_hits: int, n: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share; (NaN, NaN) of nothing."""
-    from scipy.stats import binomtest  # here: slow to import
-
-    if n == 0:
-        return float("nan"), float("nan")
-    ends = binomtest(n_hits, n).proportion_ci(0.95, method="wilson")
-    return float(ends.low), float(ends.high)
 
 
 def _becomes(new: Tensor) -> Edit:

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from mechsink.experiments.all_for_one import Outcomes, af1_edits, outcomes, wilson
+from mechsink.experiments.all_for_one import Outcomes, af1_edits, outcomes
 from mechsink.interventions.context_mean import ContextMeans
 from mechsink.interventions.peeking import hide, last_sees_self
+from mechsink.results import wilson
 from mechsink.run import Model
 from mechsink.sites import Site
 from mechsink.slots.tokens import SlotTokens

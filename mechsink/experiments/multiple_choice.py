@@ -25,9 +25,8 @@ from mechsink.experiments.label_nodes import (
     patched_effects,
 )
 from mechsink.plotting import Axes
-from mechsink.prompt_sets.accuracy import wilson
 from mechsink.prompt_sets.sets import PromptSet
-from mechsink.results import Result, provenance
+from mechsink.results import Result, provenance, wilson
 from mechsink.run import Model
 from mechsink.sites import Site
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mechsink.metrics import logit_diff
 from mechsink.prompts import PromptPairs
-from mechsink.results import Result, provenance
+from mechsink.results import Result, provenance, wilson
 from mechsink.run import Metric, Model
 
 _METRIC: Metric = logit_diff
@@ -102,11 +102,3 @@ def accuracy(
         sum(clean) / n,
         sum(corrupted) / n,
     )
-
-
-def wilson(n_hits: int, n: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share of at least one thing."""
-    from scipy.stats import binomtest  # here: slow to import
-
-    ends = binomtest(n_hits, n).proportion_ci(0.95, method="wilson")
-    return float(ends.low), float(ends.high)

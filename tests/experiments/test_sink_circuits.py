@@ -11,10 +11,10 @@ import torch
 from jaxtyping import TypeCheckError
 
 from mechsink.circuits.graph import Circuit
-from mechsink.experiments.sink_circuits import sink_circuit
-from mechsink.experiments.sink_circuits_gradients import midpoints
-from mechsink.experiments.sink_circuits_metrics import resid_norm, sink_attention_of
-from mechsink.experiments.sink_circuits_result import SinkCircuit
+from mechsink.experiments.sink_circuits.gradients import midpoints
+from mechsink.experiments.sink_circuits.metrics import resid_norm, sink_attention_of
+from mechsink.experiments.sink_circuits.result import SinkCircuit
+from mechsink.experiments.sink_circuits.search import sink_circuit
 from mechsink.metrics import sink_attention
 from mechsink.models.bridge import BridgeModel
 from mechsink.models.load import load_model

@@ -23,7 +23,7 @@ from torch import Tensor
 from mechsink.attribution.edge_gradients import Point, collect, readers, score
 from mechsink.attribution.edge_patching import cut_metric
 from mechsink.attribution.short_runs import metric_of
-from mechsink.experiments.sink_circuits_runs import AtPosition, Ends
+from mechsink.experiments.sink_circuits.runs import AtPosition, Ends
 from mechsink.run import Edit, Metric
 from mechsink.sites import Site
 

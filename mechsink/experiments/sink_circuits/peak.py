@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechsink.attribution.inference import inference
 from mechsink.attribution.writes import source_sites, written
-from mechsink.experiments.sink_circuits_runs import AtPosition
+from mechsink.experiments.sink_circuits.runs import AtPosition
 from mechsink.prompts import TokenPairs
 from mechsink.sites import Site
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 
 from mechsink.attribution.inference import inference
-from mechsink.experiments.sink_circuits_ask import Question
-from mechsink.experiments.sink_circuits_metrics import SinkAttentionOf
-from mechsink.experiments.sink_circuits_runs import Ends
+from mechsink.experiments.sink_circuits.ask import Question
+from mechsink.experiments.sink_circuits.metrics import SinkAttentionOf
+from mechsink.experiments.sink_circuits.runs import Ends
 
 
 def confirmed(

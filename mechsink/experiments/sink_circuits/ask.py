@@ -11,8 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechsink.attribution.wires import Wires
-from mechsink.experiments.sink_circuits_metrics import SinkAttentionOf
-from mechsink.experiments.sink_circuits_runs import AtPosition, Reference
+from mechsink.experiments.sink_circuits.metrics import SinkAttentionOf
+from mechsink.experiments.sink_circuits.runs import AtPosition, Reference
 from mechsink.models.wiring import wiring
 from mechsink.run import Metric, Model
 from mechsink.sinks.scores import sink_scores

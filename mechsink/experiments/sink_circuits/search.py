@@ -17,14 +17,14 @@ from torch import Tensor
 
 from mechsink.attribution.inference import inference
 from mechsink.attribution.writes import outputs
-from mechsink.experiments.sink_circuits_ask import Question, question
-from mechsink.experiments.sink_circuits_confirm import confirmed, head_table
-from mechsink.experiments.sink_circuits_gradients import attributed
-from mechsink.experiments.sink_circuits_metrics import SinkAttentionOf
-from mechsink.experiments.sink_circuits_peak import peak_layer, peak_tables
-from mechsink.experiments.sink_circuits_result import SinkCircuit
-from mechsink.experiments.sink_circuits_runs import Ends, Reference
-from mechsink.experiments.sink_circuits_tables import (
+from mechsink.experiments.sink_circuits.ask import Question, question
+from mechsink.experiments.sink_circuits.confirm import confirmed, head_table
+from mechsink.experiments.sink_circuits.gradients import attributed
+from mechsink.experiments.sink_circuits.metrics import SinkAttentionOf
+from mechsink.experiments.sink_circuits.peak import peak_layer, peak_tables
+from mechsink.experiments.sink_circuits.result import SinkCircuit
+from mechsink.experiments.sink_circuits.runs import Ends, Reference
+from mechsink.experiments.sink_circuits.tables import (
     add_effects,
     edge_table,
     node_table,

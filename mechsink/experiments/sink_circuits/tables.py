@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 
 from mechsink.attribution.inference import inference
-from mechsink.experiments.sink_circuits_ask import Question
-from mechsink.experiments.sink_circuits_gradients import cut, edge_scores
-from mechsink.experiments.sink_circuits_result import EDGE_NUMBERS
-from mechsink.experiments.sink_circuits_runs import AtPosition, Ends
+from mechsink.experiments.sink_circuits.ask import Question
+from mechsink.experiments.sink_circuits.gradients import cut, edge_scores
+from mechsink.experiments.sink_circuits.result import EDGE_NUMBERS
+from mechsink.experiments.sink_circuits.runs import AtPosition, Ends
 
 
 def node_table(what: AtPosition, scores: pd.DataFrame) -> pd.DataFrame:
