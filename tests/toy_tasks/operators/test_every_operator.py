@@ -80,7 +80,13 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
     assert torch.autograd.gradcheck(run, (x, *parameters), atol=1e-6, fast_mode=True)
 
 
-@EVERY
+BALANCED = ("sinkhorn", "unitary-qr", "unitary-givens")  # 1,024 prefixes: minutes
+LONG = [
+    pytest.param(n, marks=pytest.mark.slow) if n in BALANCED else n for n in OPERATORS
+]
+
+
+@pytest.mark.parametrize("name", LONG)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.matrix
 def test_a_prompt_of_1024_tokens(name: str, dtype: torch.dtype) -> None:
