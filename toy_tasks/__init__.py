@@ -6,7 +6,7 @@ Pure torch: imports nothing of mechsink.
 from toy_tasks.arithmetic import Sums
 from toy_tasks.bigram_backcopy import BigramBackcopy
 from toy_tasks.config import ToyConfig
-from toy_tasks.evaluation import accuracy, evaluate
+from toy_tasks.evaluation import accuracy, evaluate, realised_excess
 from toy_tasks.planted import PLANTED, Planted
 from toy_tasks.presets import PRESETS, Preset
 from toy_tasks.runs import TrainRun, load_run
@@ -28,5 +28,6 @@ __all__ = [
     "accuracy",
     "evaluate",
     "load_run",
+    "realised_excess",
     "train",
 ]

@@ -55,6 +55,34 @@ def evaluate(
 
 
 @torch.no_grad()
+def realised_excess(
+    model: torch.nn.Module, task: BigramBackcopy, tokens: Int[Tensor, "batch pos"]
+) -> tuple[float, float]:
+    """Loss above the oracle's on the tokens that came, and its standard error, nats.
+
+    Nobody who sees only the past beats the oracle but by luck: below -3 standard
+    errors the model sees the future. `evaluate`'s excess cannot show that, since a
+    divergence is never negative. Sequences are the units of the error.
+
+    Args:
+        model: gives logits [batch pos vocab] of tokens [batch pos].
+        tokens: from `task.sample`, two sequences or more.
+
+    Raises:
+        ValueError: fewer than two sequences.
+    """
+    if len(tokens) < 2:
+        raise ValueError(
+            f"realised_excess: {len(tokens)} sequences. A standard error takes two; "
+            "pass some hundred, such as task.sample(512, 65, seed=1)."
+        )
+    nexts = tokens[:, 1:, None]
+    log = model(tokens[:, :-1]).double().log_softmax(-1).gather(2, nexts)[..., 0]
+    above = (-log - task.oracle_loss(tokens)).mean(1)
+    return above.mean().item(), (above.std() / len(above) ** 0.5).item()
+
+
+@torch.no_grad()
 def accuracy(
     model: torch.nn.Module,
     tokens: Int[Tensor, "prompt pos"],

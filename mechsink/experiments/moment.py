@@ -25,6 +25,9 @@ from toy_tasks import BigramBackcopy, evaluate
 MEASURES: dict[str, str] = {
     "bos_markov": "attention to <s>, non-trigger queries",
     "bos_trigger": "attention to <s>, trigger queries",
+    "bos_markov_share": "share of <s>, non-trigger queries",
+    "bos_trigger_share": "share of <s>, trigger queries",
+    "row_sum_markov": "attention to tokens, non-trigger queries",
     "previous_trigger": "attention to previous, trigger queries",
     "sink_score": "sink score",
     "sink_rate": "sink rate",
@@ -121,6 +124,9 @@ def measure_moment(model: Model, texts: Texts) -> pd.DataFrame:
         parts += [
             _weighted(others, "sink", head, "bos_markov"),
             _weighted(triggers, "sink", head, "bos_trigger"),
+            _weighted(others, "share", head, "bos_markov_share"),
+            _weighted(triggers, "share", head, "bos_trigger_share"),
+            _weighted(others, "row_sum", head, "row_sum_markov"),
             _weighted(triggers, "previous", head, "previous_trigger"),
         ]
     parts += [_one(name, value) for name, value in losses(model, texts).items()]

@@ -3,7 +3,7 @@
 Source: Guo et al. 2024 (arXiv:2410.13835), active and dormant queries.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from mechsink.sinks.measure import (
     measure,
     rows,
 )
+from mechsink.sinks.shares import as_shares
 
 BLOCK = 256  # keys read at a time
 
@@ -31,10 +32,13 @@ BLOCK = 256  # keys read at a time
 class QueryAttention(Result):
     """Attention of groups of queries to the sink and to the token before them.
 
-    `table`: batch (prompt), group, layer, head, sink, previous, queries. `sink` is
-    the mean weight on the sink position over the group's queries, `previous` that
-    on the token before the query (queries at position 0 count as 0), both as the
-    model uses them; NaN where a prompt has no such query.
+    `table`: batch (prompt), group, layer, head, sink, share, previous, row_sum,
+    queries. `sink` is the mean weight on the sink position over the group's queries,
+    `previous` that on the token before the query (queries at position 0 count as 0),
+    both as the model uses them; NaN where a prompt has no such query. Only where
+    attention is no softmax of the tokens do the others say more: `share` is the mean
+    of |A| / sum of |A| at the sink, `row_sum` that of the weights on all tokens, which
+    sink slots and sink logits lower below 1.
     """
 
 
@@ -65,10 +69,15 @@ class QueryAttentionMeter(Meter):
     def attention(self, batch: Batch, layer: LayerAttention) -> Mapping[str, Rows]:
         """One row a prompt, group and head."""
         sink = at_least_float32(layer.columns([self.position]))[..., 0]
-        previous = torch.zeros_like(sink)
-        for keys, after in _previous(batch.n_pos):
-            block = at_least_float32(layer.columns(keys))[:, :, after]
-            previous[:, :, after] = block.diagonal(dim1=2, dim2=3)
+        previous, total, sizes = (torch.zeros_like(sink) for _ in range(3))
+        for start in range(0, batch.n_pos, BLOCK):
+            stop = min(start + BLOCK, batch.n_pos)
+            block = at_least_float32(layer.columns(range(start, stop)))
+            total += block.sum(dim=-1)
+            sizes += block.abs().sum(dim=-1)
+            after = previous[:, :, start + 1 : stop + 1]
+            after.copy_(block[:, :, start + 1 : stop + 1].diagonal(dim1=2, dim2=3))
+        share = sink if layer.is_softmax else as_shares(sink[..., None], sizes)[..., 0]
         masks = [masks[batch.index].to(sink.device) for masks in self.groups.values()]
         chosen = torch.stack(masks, dim=1)[:, :, None]  # batch group 1 query
         n = chosen.sum(dim=-1)
@@ -80,7 +89,12 @@ class QueryAttentionMeter(Meter):
         }
         means = {
             name: (weights[:, None] * chosen).sum(dim=-1) / n  # 0 / 0 is NaN
-            for name, weights in (("sink", sink), ("previous", previous))
+            for name, weights in (
+                ("sink", sink),
+                ("share", share),
+                ("previous", previous),
+                ("row_sum", total),
+            )
         }
         queries = n.expand_as(means["sink"])
         return {"table": rows(axes, **means, queries=queries)}
@@ -113,10 +127,3 @@ def query_attention(
         for name, mask in groups.items()
     }
     return measure(model, tokens, [QueryAttentionMeter(masks, position)])[0]
-
-
-def _previous(n_pos: int) -> Iterator[tuple[range, slice]]:
-    """Blocks of keys, and the queries right after them, in equal numbers."""
-    for start in range(0, n_pos - 1, BLOCK):
-        stop = min(start + BLOCK, n_pos - 1)
-        yield range(start, stop), slice(start + 1, stop + 1)

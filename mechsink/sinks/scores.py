@@ -3,7 +3,7 @@
 Source: Gu et al. 2024 (arXiv:2410.10781), column importance and sink rate.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from mechsink.sinks.measure import (
     measure,
     rows,
 )
+from mechsink.sinks.shares import as_shares, row_sums
 
 
 def sink_score(
@@ -122,7 +123,7 @@ class SinkScoreMeter(Meter):
         """One row a prompt, position and head."""
         used = share = at_least_float32(layer.columns(self.positions))
         if not layer.is_softmax:
-            share = used.abs() / (_row_sums(layer, batch.n_pos) + 1e-8)[..., None]
+            share = as_shares(used, row_sums(layer, batch.n_pos))
         axes = {
             "batch": batch.prompts,
             "position": self.positions,
@@ -165,23 +166,3 @@ def sink_scores(
     on 64-token texts.
     """
     return measure(model, tokens, [SinkScoreMeter(as_positions(positions))])[0]
-
-
-def _row_sums(
-    layer: LayerAttention, n_pos: int, most: int = 2**24
-) -> Float[Tensor, "batch head query"]:
-    """Sum of |attention| over all keys, a block of keys at a time."""
-    total: Tensor | None = None
-    for keys in _blocks(layer, n_pos, most):
-        part = at_least_float32(layer.columns(keys)).abs().sum(dim=-1)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
-
-
-def _blocks(layer: LayerAttention, n_pos: int, most: int) -> Iterator[range]:
-    """Keys in blocks whose columns hold about `most` numbers."""
-    n_batch, n_heads = layer.columns([0]).shape[:2]
-    step = max(1, most // (n_batch * n_heads * n_pos))
-    for start in range(0, n_pos, step):
-        yield range(start, min(n_pos, start + step))

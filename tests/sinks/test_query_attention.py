@@ -5,7 +5,7 @@ import torch
 
 from mechsink.sinks import queries
 from mechsink.sinks.queries import query_attention
-from tests.sinks.canned import CannedModel, causal_softmax, tokens
+from tests.sinks.canned import CannedModel, causal_relu, causal_softmax, tokens
 
 
 @pytest.mark.parametrize("block", [2, 256])
@@ -28,6 +28,18 @@ def test_groups_by_hand(block, monkeypatch):
     empty = table.query("batch == 1 and group == 'trigger'")
     assert empty[["sink", "previous"]].isna().all(axis=None)
     assert (empty["queries"] == 0).all()
+
+
+def test_without_a_softmax_the_share_is_that_of_sizes():
+    weights = torch.tensor([[1.0, 0, 0], [3, 1, 0], [0, 2, 4]])
+    scores = weights * torch.tensor([1, 2, 3])[:, None]  # relu divides by the rank
+    model = CannedModel(scores=lambda n: scores[None, None], normalise=causal_relu)
+    groups = {"all": torch.tensor([[False, True, True]])}
+    row = query_attention(model, tokens(3), groups).table.iloc[0]
+    assert row["sink"] == pytest.approx(3 / 2)
+    assert row["share"] == pytest.approx((3 / 4 + 0) / 2)
+    assert row["row_sum"] == pytest.approx((4 + 6) / 2)
+    assert row["previous"] == pytest.approx((3 + 2) / 2)
 
 
 def test_a_mask_of_another_shape_is_refused():

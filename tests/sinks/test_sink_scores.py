@@ -76,10 +76,10 @@ def test_the_proxy_is_the_same_in_small_blocks(monkeypatch):
     random = torch.randn(1, 2, 9, 9, dtype=torch.float64)
     model = CannedModel(scores=lambda n: random[:, :, :n, :n], normalise=causal_relu)
     whole = sink_scores(model, tokens(9), (0, 4)).table["score"].tolist()
-    sums, blocks = module._row_sums, []
+    sums, blocks = module.row_sums, []
     monkeypatch.setattr(
         module,
-        "_row_sums",
+        "row_sums",
         lambda layer, n: blocks.append(n) or sums(layer, n, most=40),
     )
     assert sink_scores(model, tokens(9), (0, 4)).table["score"].tolist() == whole

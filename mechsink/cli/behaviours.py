@@ -1,0 +1,206 @@
+"""Verbs that ask what carries a behaviour: patch, circuit, af1."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mechsink.cli.app import Out, app, done
+from mechsink.cli.words import by_direction, by_method, by_metric, by_pairs
+
+
+@app.command()
+def patch(
+    model: Annotated[
+        str, typer.Argument(help="smollm2, a local folder, a hub id, or toy:FOLDER.")
+    ],
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            help='One pair a line: {"clean": , "corrupted": , "answer": , "wrong": }.'
+        ),
+    ],
+    site: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Site to sweep, repeatable. Default: resid_pre, attn_out, mlp_out, z."
+        ),
+    ] = None,
+    direction: Annotated[
+        str, typer.Option(help="denoising (is it enough?) or noising (is it needed?).")
+    ] = "denoising",
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="logit-diff, answer-logprob, or the sink attention of a head: "
+            "sink:3.2, or L3H2."
+        ),
+    ] = "logit-diff",
+    out: Out = Path("patch"),
+) -> None:
+    """Which places of a model carry a behaviour: activation patching over pairs.
+
+    Sites with heads are patched head by head, the others position by position.
+
+    Example: [bold]mechsink patch smollm2 pairs.jsonl --site resid_pre --site z[/bold]
+    """
+    from mechsink.report.folder import output_folder
+
+    with output_folder(out) as stage:
+        from mechsink.models.load import load_model
+        from mechsink.progress import waiting
+        from mechsink.prompts import PromptPairs
+        from mechsink.report.patching import SITES, patch_report
+
+        given = PromptPairs.from_jsonl(pairs)
+        measure, way = by_metric(metric, "patch"), by_direction(direction)
+        with waiting(f"loading {model}"):
+            loaded = load_model(model)
+        report = patch_report(
+            loaded, given, measure, sites=site or SITES, direction=way
+        )
+        report.save(stage)
+    done(out)
+
+
+@app.command()
+def circuit(
+    model: Annotated[
+        str, typer.Argument(help="smollm2, a local folder, a hub id, or toy:FOLDER.")
+    ],
+    pairs: Annotated[
+        Path | None,
+        typer.Argument(
+            help='One pair a line: {"clean": , "corrupted": , "answer": , "wrong": }.'
+        ),
+    ] = None,
+    set_: Annotated[
+        str | None,
+        typer.Option(
+            "--set",
+            help="A ready prompt set in place of PAIRS: ioi, capitals, sums, "
+            "greater_than, induction or multiple_choice.",
+        ),
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Pairs to make of --set.", min=1)] = 40,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="eap, eap-ig, eap-ig-activations, clean-corrupted, or exact (patches "
+            "every edge: small models)."
+        ),
+    ] = "eap-ig",
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of eap-ig, eap-ig-activations. Default: 5.", min=1),
+    ] = None,
+    edges: Annotated[
+        int | None,
+        typer.Option("--edges", "-n", help="Edges to choose. Default: 100.", min=1),
+    ] = None,
+    signed: Annotated[
+        bool, typer.Option("--signed", help="Rank by score, not by its size.")
+    ] = False,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Choose from the outputs upstream.")
+    ] = False,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="logit-diff, answer-logprob, or the sink attention of a head: "
+            "sink:3.2, or L3H2."
+        ),
+    ] = "logit-diff",
+    seed: Annotated[
+        int, typer.Option(help="Seed of the prompts, split and resamples.", min=0)
+    ] = 0,
+    out: Out = Path("circuit"),
+) -> None:
+    """Which edges between components carry a behaviour, and how faithful they are.
+
+    From 20 pairs on, half of them choose the circuit and the others measure it.
+
+    Example: [bold]mechsink circuit smollm2 pairs.jsonl --method eap-ig[/bold]
+
+    Example: [bold]mechsink circuit smollm2 --set ioi --edges 200[/bold]
+    """
+    from mechsink.report.folder import output_folder
+
+    with output_folder(out) as stage:
+        from mechsink.models.load import load_model
+        from mechsink.progress import waiting
+        from mechsink.report.circuits import edge_report
+
+        pairs_for = by_pairs(pairs, set_, prompts, seed)
+        measure = by_metric(metric, "circuit")
+        score = by_method(method, steps)
+        with waiting(f"loading {model}"):
+            loaded = load_model(model)
+        report = edge_report(
+            loaded,
+            pairs_for(loaded),
+            measure,
+            method=score,
+            n=edges,
+            signed=signed,
+            selection="greedy" if greedy else "top",
+            seed=seed,
+        )
+        report.save(stage)
+    done(out)
+
+
+@app.command()
+def af1(
+    model: Annotated[
+        str, typer.Argument(help="smollm2, a local folder, a hub id, or toy:FOLDER.")
+    ],
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompt with a slot for each operand. Default: one-digit sums with "
+            "two examples; a Sums toy's own prompts."
+        ),
+    ] = None,
+    slot: Annotated[
+        list[str] | None,
+        typer.Option(help="A slot's values, repeatable: A=0-9, or A=red,green,blue."),
+    ] = None,
+    answer: Annotated[
+        str, typer.Option(help="The answer from the slots, with + - * and numbers.")
+    ] = "A + B",
+    prompts: Annotated[
+        int, typer.Option(help="Prompts, drawn at random from all.", min=4)
+    ] = 60,
+    target: Annotated[
+        float, typer.Option(help="Share of right answers to keep.", min=0.01, max=1)
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the draw and split.", min=0)] = 0,
+    out: Out = Path("af1"),
+) -> None:
+    """How late, and in how few layers, the last token must look at the others.
+
+    Context-aware mean ablation and attention-based peeking (All for One,
+    arXiv:2509.09650), searched over waiting depths and peeking layers.
+
+    Example: [bold]mechsink af1 smollm2 --prompts 40 --target 0.9[/bold]
+    """
+    from mechsink.report.folder import output_folder
+
+    with output_folder(out) as stage:
+        from mechsink.models.load import load_model
+        from mechsink.progress import waiting
+        from mechsink.report.all_for_one import all_for_one_report
+        from mechsink.report.slot_texts import default_prompts, template_prompts
+
+        with waiting(f"loading {model}"):
+            loaded = load_model(model)
+        if template is None and not slot:
+            given = default_prompts(loaded)
+        else:
+            given = template_prompts(loaded, template, slot or [], answer)
+        with waiting("running every waiting depth"):
+            some = given.sample(prompts, seed)
+            report = all_for_one_report(loaded, some, target=target, seed=seed)
+        report.save(stage)
+    done(out)

@@ -1,0 +1,84 @@
+"""Verbs that run published experiments: `mechsink experiment NAME`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mechsink.cli.app import app, done
+
+if TYPE_CHECKING:
+    from mechsink.experiments.study import Study
+
+experiment = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Published experiments: train, measure, compare with what was to be shown."
+    "\n\nEach writes a folder with README.md, tables and figures. Exit code 1 where a "
+    "claim does not hold; the folder is written all the same.",
+)
+app.add_typer(experiment, name="experiment")
+
+Quick = Annotated[
+    bool, typer.Option("--quick", help="A small form with the main claim, in a minute.")
+]
+Seeds = Annotated[
+    int | None, typer.Option(help="How many seeds, from 0. Default: 5.", min=1)
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes. Default: one a core.", min=1)
+]
+Runs = Annotated[
+    Path | None,
+    typer.Option(help="Where trained toys are kept and resumed. Default: OUT/runs."),
+]
+Out = Annotated[Path, typer.Option(help="Folder: new, or written by mechsink.")]
+
+
+@experiment.command()
+def operators(
+    quick: Quick = False,
+    seeds: Seeds = None,
+    operator: Annotated[
+        list[str] | None,
+        typer.Option(help="One to train, repeatable. Default: the ten main ones."),
+    ] = None,
+    workers: Workers = None,
+    runs: Runs = None,
+    out: Out = Path("operators"),
+) -> None:
+    """Which attention operators form sinks: a grid of operators and seeds.
+
+    Example: [bold]mechsink experiment operators --quick[/bold]
+    """
+
+    def run(stage: Path) -> "Study":
+        from mechsink.experiments.operators import operators as study
+        from toy_tasks.operators import MAIN
+
+        return study(
+            stage,
+            operator or MAIN,
+            seeds=seeds and range(seeds),
+            quick=quick,
+            workers=workers,
+        )
+
+    _write(run, out, runs, "operators", quick)
+
+
+def _write(
+    run: "Callable[[Path], Study]", out: Path, runs: Path | None, name: str, quick: bool
+) -> None:
+    """Run a study with its trained toys kept in `runs`, write it, then judge it."""
+    from mechsink.report.folder import output_folder
+
+    with output_folder(out) as stage:
+        from mechsink.report.studies import write_study
+
+        study = run(runs or stage.parent / "runs")
+        command = f"mechsink experiment {name}" + " --quick" * quick
+        write_study(study, stage, command)
+    done(out, "README.md")
+    study.check()

@@ -1,0 +1,183 @@
+"""Which attention operators form sinks? The grid of operators and seeds.
+
+Source: the question of Gu et al. 2024 (arXiv:2410.10781), asked of the
+Bigram-Backcopy task of Guo et al. 2024 (arXiv:2410.13835).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+
+from mechsink.experiments.grid import Setting, train_grid
+from mechsink.experiments.moment import Texts, measure_moment
+from mechsink.experiments.seeds import by_run, overview, seed_panels
+from mechsink.experiments.study import Study, as_claims, claim
+from mechsink.models.toy import ToyModel
+from mechsink.plotting import Figure
+from mechsink.results import versions
+from toy_tasks import PRESETS, BigramBackcopy, Preset, TrainRun, realised_excess
+from toy_tasks.operators import MAIN, OPERATORS
+
+UNSEEN = 2**31
+"""Seed of the sequences that are measured; training draws from other ones."""
+
+PANELS = {
+    "bos_markov_share": "share of <s>, other queries",
+    "bos_trigger_share": "share of <s>, triggers",
+    "sink_rate": "sink rate, eps .3",
+    "value_ratio": "value of <s> / others",
+    "resid_ratio": "residual of <s> / others",
+    "excess": "excess risk (nats)",
+}
+COLUMNS = {
+    **PANELS,
+    "bos_markov": "weight on <s>, other queries",
+    "row_sum_markov": "weight on all tokens",
+    "previous_trigger": "weight on previous, triggers",
+    "trigger_excess": "excess on triggers",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class OperatorStudy(Study):
+    """Sinks by attention operator.
+
+    `table`: setting (the operator's name), seed, layer, head, measure, value,
+    seconds; measures are those of `mechsink.experiments.moment.MEASURES`, and
+    `beyond_oracle`: loss above the oracle's on the tokens that came, in standard
+    errors; under -3 the operator sees the future.
+    """
+
+    title: ClassVar[str] = "Which attention operators form sinks?"
+
+    def figures(self) -> dict[str, Figure]:
+        """Every seed a dot, a panel a measure."""
+        uniform = {"bos_markov_share": _UNIFORM, "value_ratio": 1.0, "resid_ratio": 1.0}
+        return {"operators": seed_panels(self.table, PANELS, uniform)}
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Means over seeds with their intervals."""
+        runs = by_run(self.table)
+        seconds = self.table.groupby("setting")["seconds"].mean()
+        found = overview(self.table, COLUMNS)
+        found["s a run"] = found["setting"].map(seconds).round(0)
+        return {
+            "Means over seeds, 95 % Student-t intervals": found,
+            "Every seed": runs[["setting", "seed", *COLUMNS]],
+        }
+
+
+# Queries 1 to 63 of a head that looks everywhere alike: (H(64) - 1) / 63.
+_UNIFORM = (sum(1 / n for n in range(1, 65)) - 1) / 63
+
+
+def operators(
+    folder: str | Path,
+    names: Sequence[str] = MAIN,
+    *,
+    seeds: Sequence[int] | None = None,
+    preset: Preset = PRESETS["bb-cpu"],
+    task: BigramBackcopy | None = None,
+    quick: bool = False,
+    workers: int | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+) -> OperatorStudy:
+    """Train operators on Bigram-Backcopy over seeds; what became of their sinks?
+
+    Args:
+        folder: for the runs; what is there already is not trained again.
+        names: of `toy_tasks.operators.OPERATORS`.
+        seeds: of weights and data; default 0 to 4, quick 0 and 1.
+        preset: sizes, optimiser, steps; its operator is replaced.
+        task: default: `BigramBackcopy.from_text()`.
+        quick: softmax and relu on a smaller toy, under a minute.
+        workers, device, progress: as for `train_grid`.
+
+    Raises:
+        ValueError: no such operator.
+        RuntimeError: a training failed.
+    """
+    unknown = [name for name in names if name not in OPERATORS]
+    if unknown:
+        raise ValueError(
+            f"operators: {', '.join(map(repr, unknown))} unknown. Allowed: "
+            f"{', '.join(OPERATORS)}."
+        )
+    if quick:
+        names = [name for name in names if name in ("softmax", "relu")]
+        model = replace(preset.model, n_ctx=32, d_mlp=128)
+        preset = replace(preset, steps=400, batch=48, model=model)
+    if seeds is None:
+        seeds = range(2) if quick else range(5)
+    started = time.perf_counter()
+    settings = {
+        name: Setting(task or BigramBackcopy.from_text(), _with(preset, name))
+        for name in names
+    }
+    table = train_grid(
+        settings,
+        folder,
+        measure_run,
+        seeds=seeds,
+        workers=workers,
+        device=device,
+        progress=progress,
+    )
+    meta = {
+        "versions": versions(),
+        "preset": preset.to_json(),
+        "seeds": list(seeds),
+        "quick": quick,
+        "training_s": float(
+            table.drop_duplicates(["setting", "seed"])["seconds"].sum()
+        ),
+        "duration_s": round(time.perf_counter() - started, 1),
+    }
+    return OperatorStudy(table, meta, as_claims(_claims(table)))
+
+
+def measure_run(run: TrainRun) -> pd.DataFrame:
+    """Measures of a finished run on 512 unseen sequences."""
+    assert isinstance(run.task, BigramBackcopy)
+    tokens = run.task.sample(512, run.config.n_ctx + 1, UNSEEN)
+    toy = run.model()
+    model = ToyModel(toy, run.task)
+    table = measure_moment(model, Texts([tokens], run.task))
+    mean, error = realised_excess(toy, run.task, tokens)
+    row = pd.DataFrame({"measure": ["beyond_oracle"], "value": [mean / error]})
+    return pd.concat([table, row], ignore_index=True)
+
+
+def _with(preset: Preset, name: str) -> Preset:
+    """The preset with that operator; plain softmax attention is the faster code."""
+    operator = None if name == "softmax" else OPERATORS[name]
+    model = replace(preset.model, operators=operator)
+    return replace(preset, model=model, checkpoints=(preset.steps,))
+
+
+def _claims(table: pd.DataFrame) -> list[dict]:
+    """What is asserted of those operators that were trained."""
+    runs = by_run(table)
+    worst = float(runs["beyond_oracle"].min())
+    rows = [
+        claim(
+            "No run beats the oracle (standard errors, the worst run)", worst, above=-3
+        )
+    ]
+
+    def of(name: str, measure: str) -> list[float]:
+        return runs.loc[runs["setting"] == name, measure].tolist()
+
+    for name, sentence, above, below in (
+        ("softmax", "Softmax: other queries rest on <s>", 0.5, None),
+        ("relu", "ReLU: they do not", None, 0.2),
+    ):
+        values = of(name, "bos_markov_share")
+        if values:
+            rows.append(claim(sentence, values, above=above, below=below))
+    return rows

@@ -1,0 +1,92 @@
+"""A study as a folder: README.md to read, tables as CSV, figures, meta.json.
+
+May import: results, plotting, experiments.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechsink.experiments.study import Study
+
+
+def write_study(study: Study, folder: Path | str, command: str) -> Path:
+    """Write a study's folder; the page is README.md, so that a forge shows it.
+
+    Args:
+        study: any experiment's result.
+        folder: new, or to be filled.
+        command: what made it, printed on the page.
+
+    Returns:
+        The page.
+    """
+    import matplotlib.pyplot as plt
+
+    folder = study.save(folder)
+    lines = [f"# {study.title}", "", "Made by", "", f"    {command}", ""]
+    lines += [_settings(study.meta), "", "## Claims", "", markdown(_verdicts(study))]
+    for name, figure in study.figures().items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+        figure.savefig(folder / f"{name}.svg")
+        plt.close(figure)
+        lines += ["", f"![{name.replace('-', ' ')}]({name}.png)"]
+    for heading, table in study.tables().items():
+        lines += ["", f"## {heading}", "", markdown(table)]
+    lines += ["", "All numbers are in table.csv; settings in meta.json."]
+    page = folder / "README.md"
+    page.write_text("\n".join(lines) + "\n")
+    return page
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown; numbers in three digits, a dash where none is."""
+    rows = [[str(name) for name in table.columns], ["-"] * len(table.columns)]
+    rows += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "**no**"
+    if isinstance(value, float | np.floating):
+        return "-" if np.isnan(value) else f"{value:.3g}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _verdicts(study: Study) -> pd.DataFrame:
+    """Claims with measured and interval in one cell."""
+    claims = study.claims
+    measured = [
+        _cell(row.measured)
+        if np.isnan(row.low)
+        else f"{_cell(row.measured)} [{_cell(row.low)}, {_cell(row.high)}]"
+        for row in claims.itertuples()
+    ]
+    return pd.DataFrame(
+        {
+            "claim": claims["claim"],
+            "measured [95 %]": measured,
+            "wanted": claims["wanted"],
+            "holds": claims["holds"].astype(bool),
+        }
+    )
+
+
+def _settings(meta: Mapping[str, Any]) -> str:
+    """Seeds, duration and versions, in one paragraph."""
+    parts = []
+    if "seeds" in meta:
+        parts.append(f"seeds {', '.join(map(str, meta['seeds']))}")
+    if "model" in meta:
+        parts.append(f"model {meta['model']}")
+    if meta.get("training_s"):
+        parts.append(f"{meta['training_s'] / 60:.0f} core-minutes of training")
+    if "duration_s" in meta:
+        parts.append(f"{meta['duration_s']:.0f} s from start to end")
+    found = meta.get("versions", {})
+    parts += [f"{name} {version}" for name, version in found.items() if version]
+    return "; ".join(parts) + "."
