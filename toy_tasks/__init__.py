@@ -7,8 +7,12 @@ from toy_tasks.arithmetic import Sums
 from toy_tasks.bigram_backcopy import BigramBackcopy
 from toy_tasks.config import ToyConfig
 from toy_tasks.evaluation import accuracy, evaluate, realised_excess
+from toy_tasks.linear_regression import LinearRegression
 from toy_tasks.planted import PLANTED, Planted
 from toy_tasks.presets import PRESETS, Preset
+from toy_tasks.regression_heads import RegressionHeads
+from toy_tasks.regression_training import train_heads
+from toy_tasks.regression_transformer import RegressionTransformer
 from toy_tasks.runs import TrainRun, load_run
 from toy_tasks.task import Task
 from toy_tasks.training import train
@@ -18,8 +22,11 @@ __all__ = [
     "PLANTED",
     "PRESETS",
     "BigramBackcopy",
+    "LinearRegression",
     "Planted",
     "Preset",
+    "RegressionHeads",
+    "RegressionTransformer",
     "Sums",
     "Task",
     "ToyConfig",
@@ -30,4 +37,5 @@ __all__ = [
     "load_run",
     "realised_excess",
     "train",
+    "train_heads",
 ]

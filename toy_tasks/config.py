@@ -52,6 +52,8 @@ class ToyConfig:
     operators: Operator | tuple[Operator | None, ...] | None = field(
         default=None, metadata=ADDED_LATER
     )
+    # Weight of `decorrelation_loss` after each block but the last, added in training.
+    decorrelation: float = field(default=0.0, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx"):
@@ -87,6 +89,11 @@ class ToyConfig:
                         f"ToyConfig: {name} names layer {layer}. Allowed: 0 to "
                         f"{self.n_layers - 1}; None for all, () for no layer."
                     )
+        if self.decorrelation < 0:
+            raise ValueError(
+                f"ToyConfig: decorrelation={self.decorrelation}. Allowed: 0 (none) and "
+                "above; it weighs a loss of 0 to 1 against nats."
+            )
         self._check_carriers()
         self._check_operators()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from toy_tasks.attention import Attention
 from toy_tasks.config import ToyConfig
+from toy_tasks.decorrelation import decorrelation_loss
 from toy_tasks.layers import HookPoint, Norm, weight
 from toy_tasks.operators.attention import OperatorAttention
 
@@ -124,6 +125,7 @@ class ToyTransformer(nn.Module):
                 "task.d_vocab: dataclasses.replace(config, d_vocab=task.d_vocab)."
             )
         self.config = config
+        self._states: list[Tensor] = []  # of the last forward pass in training
         self.W_E = nn.Parameter(torch.empty(config.d_vocab, config.d_model))
         if config.positions != "none":
             self.hook_pos_embed = HookPoint()
@@ -151,8 +153,11 @@ class ToyTransformer(nn.Module):
             ValueError: the prompt is longer than `n_ctx`.
         """
         resid = self.embed(tokens)
+        self._states = []
         for block in self.blocks:
             resid = block(resid)
+            if self.config.decorrelation and self.training:
+                self._states.append(resid)
         return self.unembed(resid)
 
     def embed(
@@ -201,12 +206,18 @@ class ToyTransformer(nn.Module):
                     module.draw(generator)
 
     def extra_loss(self) -> Float[Tensor, ""] | None:
-        """What operators add to the loss of the last forward pass in training."""
+        """What operators and decorrelation add to the loss of the last forward pass.
+
+        Decorrelation counts after every block; what the last one writes goes to the
+        unembedding alone, so with several blocks it is left out.
+        """
         terms = [
             module.extra_loss
             for module in self.modules()
             if isinstance(module, OperatorAttention) and module.extra_loss is not None
         ]
+        states = self._states[:-1] or self._states
+        terms += [self.config.decorrelation * decorrelation_loss(s) for s in states]
         return torch.stack(terms).sum() if terms else None
 
     def _freeze(self, prefixes: tuple[str, ...]) -> None:

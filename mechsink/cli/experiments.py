@@ -68,6 +68,71 @@ def operators(
     _write(run, out, runs, "operators", quick)
 
 
+@experiment.command()
+def formation(
+    quick: Quick = False,
+    seeds: Seeds = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(help="One to train, repeatable, such as '3 layers'. Default: all"),
+    ] = None,
+    workers: Workers = None,
+    runs: Runs = None,
+    out: Out = Path("formation"),
+) -> None:
+    """Which extreme tokens form in training, and what the sink is for.
+
+    Layers, Adam and SGD, softmax and ReLU, numbers of triggers; then the trained
+    model with its attention swapped (Active-Dormant Heads, arXiv:2410.13835).
+
+    Example: [bold]mechsink experiment formation --quick[/bold]
+    """
+
+    def run(stage: Path) -> "Study":
+        from mechsink.experiments.formation_study import formation_study
+
+        return formation_study(
+            stage,
+            settings=setting,
+            seeds=seeds and range(seeds),
+            quick=quick,
+            workers=workers,
+        )
+
+    _write(run, out, runs, "formation", quick)
+
+
+@experiment.command()
+def mitigation(
+    quick: Quick = False,
+    seeds: Seeds = None,
+    remedy: Annotated[
+        list[str] | None,
+        typer.Option(help="One to train, repeatable, such as gate. Default: all."),
+    ] = None,
+    workers: Workers = None,
+    runs: Runs = None,
+    out: Out = Path("mitigation"),
+) -> None:
+    """What keeps sinks from forming: gates, softmax1, key biases, ReLU, SGD and more.
+
+    Example: [bold]mechsink experiment mitigation --quick[/bold]
+    """
+
+    def run(stage: Path) -> "Study":
+        from mechsink.experiments.mitigation import mitigation as study
+
+        return study(
+            stage,
+            remedies=remedy,
+            seeds=seeds and range(seeds),
+            quick=quick,
+            workers=workers,
+        )
+
+    _write(run, out, runs, "mitigation", quick)
+
+
 def _write(
     run: "Callable[[Path], Study]", out: Path, runs: Path | None, name: str, quick: bool
 ) -> None:

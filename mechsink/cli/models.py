@@ -1,4 +1,4 @@
-"""Verbs that measure one model: sinks, models."""
+"""Verbs that measure one model: sinks, heads, models."""
 
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +47,58 @@ def sinks(
         report = sink_report(
             loaded, given, position=position, length=length, eps=eps, n_texts=texts
         )
+        report.save(stage)
+    done(out)
+
+
+@app.command()
+def heads(
+    model: Annotated[
+        str, typer.Argument(help="smollm2, a local folder, a hub id, or toy:FOLDER.")
+    ],
+    domain: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=PATH, twice or more: a folder with a file a document, or a "
+            "text file. Default: prose and code that come with Python."
+        ),
+    ] = None,
+    out: Out = Path("heads"),
+    length: Annotated[int, typer.Option(help="Tokens of each text.", min=3)] = 128,
+    texts: Annotated[int, typer.Option(help="Most texts a domain.", min=2)] = 50,
+    position: Annotated[int, typer.Option(help="The sink's position.", min=0)] = 0,
+    confirm: Annotated[
+        int, typer.Option(help="Heads to zero, the most different first.", min=0)
+    ] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the permutations.", min=0)] = 0,
+) -> None:
+    """Which heads rest on one kind of text and work on another.
+
+    Example: [bold]mechsink heads smollm2 --domain prose=notes --domain code=src[/bold]
+    """
+    from mechsink.report.folder import output_folder
+
+    with output_folder(out) as stage:
+        from mechsink.models.load import load_model
+        from mechsink.progress import waiting
+        from mechsink.report.domains import default_domains, read_domains
+        from mechsink.report.heads import heads_report
+
+        found, notes = default_domains(texts, length), list[str]()
+        if domain:
+            found, notes = read_domains(domain, length, texts)
+        with waiting(f"loading {model}"):
+            loaded = load_model(model)
+        with waiting("measuring heads"):
+            report = heads_report(
+                loaded,
+                found,
+                notes=notes,
+                position=position,
+                n_pos=length,
+                n_confirm=confirm,
+                seed=seed,
+            )
         report.save(stage)
     done(out)
 

@@ -98,7 +98,8 @@ def train_grid(
 
     Returns:
         The tables of all runs below one another, with columns setting, seed before
-        and seconds (training and measuring) after their own.
+        and seconds after their own: processor time of training, which on an idle
+        machine is its duration.
 
     Raises:
         ValueError: no settings, seeds twice, or a folder with other runs.
@@ -187,7 +188,7 @@ def _run(
 
 def _do(job: Job, advance: Advance) -> pd.DataFrame:
     """Train one toy, measure it, and store the numbers."""
-    started = time.perf_counter()
+    started = time.process_time()
     before = -1
 
     def tick(step: int, model: Any, task: Any) -> None:
@@ -206,7 +207,7 @@ def _do(job: Job, advance: Advance) -> pd.DataFrame:
         device=job.device,
         progress=False,
     )
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     table = job.measure(run).assign(seconds=seconds)
     meta = {"key": job.key, "seed": job.seed, "preset": preset.to_json()}
     Result(table, meta).save(job.measured)

@@ -176,6 +176,10 @@ def _claims(table: pd.DataFrame) -> list[dict]:
     for name, sentence, above, below in (
         ("softmax", "Softmax: other queries rest on <s>", 0.5, None),
         ("relu", "ReLU: they do not", None, 0.2),
+        ("linear", "Linear attention: they do not", None, 0.2),
+        ("affine", "Affine-scaled attention: they do not", None, 0.2),
+        ("flow", "Flow attention: they do not", None, 0.2),
+        ("gate", "A gate on the outputs: they do so less", None, 0.7),
     ):
         values = of(name, "bos_markov_share")
         if values:

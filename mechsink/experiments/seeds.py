@@ -26,6 +26,7 @@ OVER_HEADS: Mapping[str, str] = {
 What is not named here is the mean; of measures without layers it is the value.
 """
 
+SHARES = {"bos_markov_share", "bos_trigger_share", "sink_rate", "sink_score"}
 LOG = {"value_ratio", "resid_ratio", "trigger_excess", "markov_excess", "excess"}
 
 
@@ -139,6 +140,8 @@ def _dots(
     if is_log:
         ax.set_xscale("log")
         plotting.plain_log(ax.xaxis)
+    if measure in SHARES:
+        ax.set_xlim(-0.03, 1.03)
     ax.set_yticks(range(len(settings)), settings, fontsize="x-small")
     ax.set_ylim(len(settings) - 0.5, -0.5)
     ax.tick_params(axis="x", labelsize="x-small")

@@ -35,7 +35,7 @@ def write_study(study: Study, folder: Path | str, command: str) -> Path:
         plt.close(figure)
         lines += ["", f"![{name.replace('-', ' ')}]({name}.png)"]
     for heading, table in study.tables().items():
-        lines += ["", f"## {heading}", "", markdown(table)]
+        lines += ["", f"## {_cell(heading)}", "", markdown(table)]
     lines += ["", "All numbers are in table.csv; settings in meta.json."]
     page = folder / "README.md"
     page.write_text("\n".join(lines) + "\n")
@@ -44,7 +44,7 @@ def write_study(study: Study, folder: Path | str, command: str) -> Path:
 
 def markdown(table: pd.DataFrame) -> str:
     """A table in Markdown; numbers in three digits, a dash where none is."""
-    rows = [[str(name) for name in table.columns], ["-"] * len(table.columns)]
+    rows = [[_cell(str(name)) for name in table.columns], ["-"] * len(table.columns)]
     rows += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -54,7 +54,8 @@ def _cell(value: Any) -> str:
         return "yes" if value else "**no**"
     if isinstance(value, float | np.floating):
         return "-" if np.isnan(value) else f"{value:.3g}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    text = str(value).replace("\n", " ").replace("|", "\\|")
+    return text.replace("<", "&lt;")  # "<s>" would strike the rest through
 
 
 def _verdicts(study: Study) -> pd.DataFrame:
@@ -83,7 +84,7 @@ def _settings(meta: Mapping[str, Any]) -> str:
         parts.append(f"seeds {', '.join(map(str, meta['seeds']))}")
     if "model" in meta:
         parts.append(f"model {meta['model']}")
-    if meta.get("training_s"):
+    if (meta.get("training_s") or 0) > 0:
         parts.append(f"{meta['training_s'] / 60:.0f} core-minutes of training")
     if "duration_s" in meta:
         parts.append(f"{meta['duration_s']:.0f} s from start to end")

@@ -3,10 +3,9 @@
 The default needs no download: the documentation topics that come with CPython
 (`pydoc_data.topics`), whose wording changes a little between Python versions; a
 report therefore lists the exact tokens.
-May import: sites, run.
+May import: sites, run, prompt_sets.
 """
 
-import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,30 +14,11 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from mechsink.prompt_sets.prose import prose as prose
 from mechsink.run import Model
 
 PER_TOKEN = 7
 """Characters cut for each token wanted: English needs four to five."""
-
-
-@functools.cache
-def prose() -> tuple[str, ...]:
-    """English sentences of CPython's documentation topics, in a fixed order.
-
-    Paragraphs that are indented (code, grammar) or underlined are left out.
-    """
-    from pydoc_data.topics import topics
-
-    paragraphs = (
-        re.sub(r"\s+", " ", block).strip()
-        for name in sorted(topics)
-        for block in topics[name].split("\n\n")
-        if block
-        and not block[0].isspace()
-        and not re.search(r"^[*=~-]{3,}", block, re.M)
-    )
-    text = " ".join(block for block in paragraphs if block.endswith((".", ":")))
-    return tuple(re.split(r"(?<=[.:]) (?=[A-Z])", text))
 
 
 def default_texts(n_texts: int = 100, length: int = 64) -> list[str]:

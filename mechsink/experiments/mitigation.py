@@ -1,0 +1,187 @@
+"""What keeps sinks, drains and residual peaks from forming: before and after.
+
+Source: the remedies of systems.md's rows: gates (arXiv:2505.06708), softmax plus one
+(2309.17453), key biases (2402.17762), ReLU and SGD (2410.13835), and a decorrelation
+loss after AVSR sinks; all on Bigram-Backcopy.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from mechsink.experiments.grid import Setting, train_grid
+from mechsink.experiments.operators import COLUMNS, PANELS, measure_run
+from mechsink.experiments.seeds import by_run, overview, seed_panels
+from mechsink.experiments.study import Study, as_claims, claim
+from mechsink.plotting import Figure
+from mechsink.results import versions
+from toy_tasks import PRESETS, BigramBackcopy, Preset
+from toy_tasks.operators import OPERATORS
+
+_BASE = replace(
+    PRESETS["bb-cpu"],
+    model=replace(PRESETS["bb-cpu"].model, n_layers=2),
+    checkpoints=(1500,),
+)
+_SGD = replace(_BASE, optimizer="sgd", lr=PRESETS["bb-sgd"].lr)
+
+
+def _operator(name: str) -> Preset:
+    return replace(_BASE, model=replace(_BASE.model, operators=OPERATORS[name]))
+
+
+REMEDIES: Mapping[str, Preset] = {
+    "none": _BASE,
+    "gate": _operator("gate"),
+    "softmax1": _operator("softmax1"),
+    "key-bias": _operator("key-bias"),
+    "ReLU": replace(_BASE, model=replace(_BASE.model, attention="relu"), lr=3e-3),
+    "SGD": _SGD,
+    "decorrelation": replace(_BASE, model=replace(_BASE.model, decorrelation=1.0)),
+}
+"""Name to recipe; each differs from "none" (2 layers, softmax, AdamW) in one thing.
+
+ReLU and SGD keep the step sizes of their own presets, without which they do not learn.
+"""
+
+EFFECTS = ("bos_markov_share", "sink_rate", "value_ratio", "resid_ratio", "excess")
+
+
+@dataclass(frozen=True, eq=False)
+class MitigationStudy(Study):
+    """Sinks with and without each remedy.
+
+    `table`: setting (the remedy), seed, layer, head, measure, value, seconds, as in
+    `OperatorStudy`. `effects`: remedy, measure, before, after, difference, low, high:
+    means over seeds, and the Student-t interval of the paired difference.
+    """
+
+    effects: pd.DataFrame
+
+    title: ClassVar[str] = "What keeps sinks from forming?"
+
+    def figures(self) -> dict[str, Figure]:
+        """Every seed a dot, a panel a measure."""
+        return {
+            "remedies": seed_panels(
+                self.table, PANELS, {"value_ratio": 1.0, "resid_ratio": 1.0}
+            )
+        }
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Means by remedy, and the paired differences."""
+        return {
+            "Means over seeds, 95 % Student-t intervals": overview(self.table, COLUMNS),
+            "Before and after": self.effects,
+        }
+
+
+def mitigation(
+    folder: str | Path,
+    *,
+    remedies: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    quick: bool = False,
+    workers: int | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+) -> MitigationStudy:
+    """Train with each remedy over seeds; what became of sink, drain and peak?
+
+    Args:
+        folder: for the runs; what is there already is not trained again.
+        remedies: names of `REMEDIES`; "none" is always trained. Default: all, quick:
+            ReLU.
+        seeds: default 0 to 4, quick 0.
+        quick: one layer, smaller and fewer steps, under a minute.
+        workers, device, progress: as for `train_grid`.
+
+    Raises:
+        ValueError: no such remedy.
+        RuntimeError: a training failed.
+    """
+    names = list(remedies or (["ReLU"] if quick else REMEDIES))
+    unknown = [name for name in names if name not in REMEDIES]
+    if unknown:
+        raise ValueError(
+            f"mitigation: no remedy {', '.join(map(repr, unknown))}. Allowed: "
+            f"{', '.join(REMEDIES)}."
+        )
+    if seeds is None:
+        seeds = range(1) if quick else range(5)
+    started = time.perf_counter()
+    chosen = {
+        name: Setting(BigramBackcopy.from_text(), _sized(REMEDIES[name], quick))
+        for name in dict.fromkeys(["none", *names])
+    }
+    table = train_grid(
+        chosen,
+        folder,
+        measure_run,
+        seeds=seeds,
+        workers=workers,
+        device=device,
+        progress=progress,
+    )
+    meta = {
+        "versions": versions(),
+        "presets": {name: s.preset.to_json() for name, s in chosen.items()},
+        "seeds": list(seeds),
+        "quick": quick,
+        "training_s": float(
+            table.drop_duplicates(["setting", "seed"])["seconds"].sum()
+        ),
+        "duration_s": round(time.perf_counter() - started, 1),
+    }
+    effects = _effects(table)
+    return MitigationStudy(table, meta, as_claims(_claims(table)), effects)
+
+
+def _sized(preset: Preset, quick: bool) -> Preset:
+    if not quick:
+        return preset
+    model = replace(preset.model, n_layers=1, n_ctx=32, d_mlp=128)
+    return replace(preset, steps=400, batch=48, model=model, checkpoints=(400,))
+
+
+def _effects(table: pd.DataFrame) -> pd.DataFrame:
+    """Each remedy against none, seed by seed."""
+    runs = by_run(table).set_index("seed")
+    before = runs[runs["setting"] == "none"]
+    rows = []
+    for name in dict.fromkeys(runs["setting"]):
+        after = runs[runs["setting"] == name]
+        for measure in EFFECTS if name != "none" else ():
+            gap = (after[measure] - before[measure]).tolist()
+            found = claim("", gap)
+            means = before[measure].mean(), after[measure].mean()
+            rows.append(
+                (name, measure, *means, found["measured"], found["low"], found["high"])
+            )
+    columns = ["remedy", "measure", "before", "after", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _claims(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """What is asserted of those remedies that were trained."""
+    runs = by_run(table).set_index("seed")
+
+    def of(name: str, measure: str) -> pd.Series:
+        return pd.Series(runs.loc[runs["setting"] == name, measure])
+
+    before = of("none", "bos_markov_share")
+    rows = [claim("Without a remedy a sink forms", before.tolist(), above=0.5)]
+    for name, measure, below, text in (
+        ("ReLU", "bos_markov_share", -0.3, "ReLU lowers attention to <s>"),
+        ("SGD", "resid_ratio", 0.0, "SGD lowers the residual peak"),
+    ):
+        if name in set(runs["setting"]):
+            gap = (of(name, measure) - of("none", measure)).tolist()
+            rows.append(claim(f"{text} (difference)", gap, below=below))
+    worst = float(runs["beyond_oracle"].min())
+    text = "No run beats the oracle (standard errors, the worst run)"
+    return [*rows, claim(text, worst, above=-3.0)]

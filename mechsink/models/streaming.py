@@ -1,0 +1,329 @@
+"""Texts without end: a model read token by token over a cache of bounded size.
+
+Several policies run as rows of one batch, each over its own cache: a step of a small
+model is bound by reading its weights, so that more rows cost little.
+
+Source: StreamingLLM (Xiao et al. 2023, arXiv:2309.17453): keys cached before rotation,
+positions counted within the cache.
+"""
+
+import functools
+import inspect
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechsink.models.cache_policies import Dense, Policy, evict_range
+from mechsink.models.hooks import check_tokens
+from mechsink.models.plain import PlainModel, quiet_transformers
+from mechsink.models.sampling import Sampler, greedy
+from mechsink.models.slot_cache import Rotation, SlotCache
+from mechsink.models.views import shared_view
+from mechsink.run import Model
+
+IMPLEMENTATION = "mechsink_streaming"
+ALLOWED = (
+    "Allowed: Hugging Face models with rotary positions in every layer, in halves as "
+    "Llama turns them (Llama, Mistral, Qwen, Gemma, Phi, GPT-NeoX and their like)."
+)
+_stream: ContextVar["Stream | None"] = ContextVar("mechsink_stream", default=None)
+
+
+class Stream:
+    """A text read piece by piece, by the same model under one or several policies.
+
+    What every token sees is what it would see if tokens came one by one, however they
+    are cut into pieces. At first use the model is shown to be understood: a short
+    text, nothing evicted, must give its own logits.
+
+    Args:
+        model: a Hugging Face model with rotary positions (ms.load_model).
+        policies: cache policies; each is a row of the batch.
+
+    Raises:
+        ValueError: no policy, a family whose positions can't be counted within the
+            cache, or a cache larger than the model's own context or local window.
+    """
+
+    def __init__(self, model: Model, policies: Policy | Sequence[Policy]) -> None:
+        given = [policies] if isinstance(policies, Policy) else list(policies)
+        if not given:
+            raise ValueError(
+                "Stream: no policy. Give at least one, such as SinkWindow(4, 124)."
+            )
+        self.model = model
+        self.policies: list[Policy] = given
+        self._view, self._rotation, self._n_ctx, n_layers = _streaming_view(model)
+        self._local: int | None = None  # the narrowest window of the model's own
+        self._calls = 0
+        self._caches = [[SlotCache(p) for p in given] for _ in range(n_layers)]
+        self._logits: Tensor | None = None
+        self.n_seen = 0
+        """Tokens read so far."""
+        for policy in given:
+            if policy.size is not None and policy.size >= self._n_ctx:
+                raise ValueError(
+                    f"Stream: {policy} gives a query position {policy.size}, but "
+                    f"{model.name} was made for {self._n_ctx} tokens. Allowed: caches "
+                    f"of at most {self._n_ctx - 1} slots."
+                )
+
+    @property
+    def slots(self) -> list[int]:
+        """Slots held now, one number a policy."""
+        return [cache.n for cache in self._caches[0]]
+
+    @property
+    def n_bytes(self) -> list[int]:
+        """Memory of keys, values and accounts over all layers, one number a policy."""
+        return [
+            sum(caches[row].n_bytes for caches in self._caches)
+            for row in range(len(self.policies))
+        ]
+
+    @property
+    def longest(self) -> int:
+        """Tokens that `Dense` can hold: the model's context, or its own window."""
+        return self._n_ctx if self._limit is None else min(self._limit, self._n_ctx)
+
+    def step(
+        self, tokens: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "policy batch pos vocab"]:
+        """Read more tokens, any number at once; logits after each of them.
+
+        Args:
+            tokens: the next piece of each text; the number of texts never changes.
+
+        Raises:
+            ValueError: tokens that the model has not, or beyond the context of a
+                policy that keeps everything.
+        """
+        check_tokens(tokens, self._view.get_input_embeddings().weight.shape[0], 2**62)
+        self._check_room(tokens)
+        tokens = tokens.to(self.model.device)
+        one_by_one = any(policy.reads_attention for policy in self.policies)
+        pieces = tokens.split(1 if one_by_one else tokens.shape[1], dim=1)
+        logits = torch.cat([self._step(piece) for piece in pieces], dim=2)
+        self._logits = logits[:, :, -1]
+        return logits
+
+    def generate(
+        self, n_new: int, sampler: Sampler = greedy
+    ) -> Int[Tensor, "batch new"]:
+        """Continue the text by tokens of one's own, as long as wanted.
+
+        The last of them is read too, so that `step` or `generate` can go on.
+
+        Raises:
+            ValueError: nothing was read yet, or several policies are running.
+        """
+        if self._logits is None or len(self.policies) > 1 or n_new < 1:
+            raise ValueError(
+                f"generate: n_new={n_new} with {len(self.policies)} policies after "
+                f"{self.n_seen} tokens. Allowed: n_new >= 1, one policy, and a prompt "
+                "first: stream.step(model.to_tokens(text))."
+            )
+        new = []
+        for _ in range(n_new):
+            chosen = sampler(self._logits[0]).to(self.model.device)
+            new.append(chosen[:, None])
+            self.step(new[-1])
+        return torch.cat(new, dim=1)
+
+    def evict_for_space(self, coming: int) -> None:
+        """Make room, so that the next `coming` tokens all see what stays now.
+
+        Raises:
+            ValueError: more are coming than a policy can hold.
+        """
+        kept = [
+            policy.evict_for_space(n, coming)
+            for policy, n in zip(self.policies, self.slots, strict=True)
+        ]
+        self._select(kept)
+
+    def evict_range(self, start: int, stop: int) -> None:
+        """Drop slots from `start` up to `stop`; what follows moves up.
+
+        Raises:
+            ValueError: the range lies outside a policy's cache.
+        """
+        self._select([evict_range(n, start, stop) for n in self.slots])
+
+    def _select(self, kept: Sequence[list[int]]) -> None:
+        for caches in self._caches:
+            for cache, slots in zip(caches, kept, strict=True):
+                cache.select(slots)
+
+    def _step(self, tokens: Tensor) -> Tensor:
+        rows = tokens.repeat(len(self.policies), 1)
+        self._calls = 0
+        before = _stream.set(self)
+        try:
+            with torch.no_grad():
+                # At position 0 nothing is turned: keys arrive as they are cached.
+                logits = self._view(
+                    rows, position_ids=torch.zeros_like(rows), use_cache=False
+                ).logits
+        finally:
+            _stream.reset(before)
+        if self._calls != len(self._caches):
+            raise _refusal(self.model, "its attention code can't be entered")
+        self.n_seen += tokens.shape[1]
+        return logits.unflatten(0, (len(self.policies), -1))
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "row head new d_head"],
+        k: Float[Tensor, "row kv_head new d_head"],
+        v: Float[Tensor, "row kv_head new d_value"],
+        scale: float,
+        softcap: float | None,
+        local: int | None,
+    ) -> Float[Tensor, "row head new d_value"]:
+        """One layer's attention, each policy over its own cache."""
+        self._calls += 1
+        if local is not None:
+            self._local = min(local, self._local or local)
+        n = len(self.policies)
+        parts = zip(
+            self._caches[layer], q.chunk(n), k.chunk(n), v.chunk(n), strict=True
+        )
+        out = [
+            cache.attend(q, k, v, self._rotation, scale, softcap)
+            for cache, q, k, v in parts
+        ]
+        return out[0] if n == 1 else torch.cat(out)
+
+    def _check_room(self, tokens: Tensor) -> None:
+        local = self._limit
+        for policy, n in zip(self.policies, self.slots, strict=True):
+            after = n + tokens.shape[1]
+            if policy.size is None and after > self._n_ctx:
+                raise ValueError(
+                    f"Stream: {policy} would hold {after} tokens, but "
+                    f"{self.model.name} was made for {self._n_ctx}. Allowed: up to "
+                    "there; beyond it use Window or SinkWindow."
+                )
+            seen = after if policy.size is None else policy.size + 1
+            if local is not None and seen > local:
+                raise ValueError(
+                    f"Stream: {self.model.name} has layers with a window of {local} "
+                    f"tokens of their own, and {policy} shows a query {seen} keys. "
+                    f"Allowed: caches of at most {local - 1} slots."
+                )
+
+    @functools.cached_property
+    def _limit(self) -> int | None:
+        """The model's own window, found while proving that it is understood."""
+        if isinstance(self, _Probe):
+            return None
+        plain: Any = getattr(self.model, "plain", None)
+        if plain not in _proved:
+            _proved[plain] = _prove(self.model)
+        return _proved[plain]
+
+
+# Models shown to be understood, with the narrowest window of their own.
+_proved: WeakKeyDictionary[PlainModel, int | None] = WeakKeyDictionary()
+
+
+class _Probe(Stream):
+    """A stream that asks nothing of itself."""
+
+
+def _prove(model: Model) -> int | None:
+    """The model's narrowest own window, once a stream gave its own logits.
+
+    Raises:
+        ValueError: it did not.
+    """
+    plain: Any = model
+    plain = plain.plain
+    # Tokens that differ: among equal ones a lost causal mask would not show.
+    tokens = torch.arange(12, device=plain.device)[None] * 7919 % plain.d_vocab
+    first = _Probe(model, Dense())
+    first.step(tokens[:, :2])
+    tokens = tokens[:, : min(first._local or 12, 12)]
+    stream = _Probe(model, Dense())
+    pieces = [stream.step(piece)[0] for piece in tokens.split(4, dim=1)]
+    with torch.no_grad():
+        own = plain.model(tokens, use_cache=False).logits
+    close = max(1e-3, 20 * torch.finfo(plain.dtype).eps)
+    if not (torch.cat(pieces, dim=1) - own).abs().max() <= close * own.abs().max():
+        raise _refusal(model, "reading it so does not give its own logits")
+    return first._local
+
+
+def _streaming_view(model: Any) -> tuple[Any, Rotation, int, int]:
+    """The model with our attention, its rotary angles, its context, its layers."""
+    plain = getattr(model, "plain", None)
+    if not isinstance(plain, PlainModel):
+        raise _refusal(model, f"a {type(model).__name__} has no rotary positions")
+    _register()
+    view: Any = shared_view(plain.model)
+    rotary = getattr(view.get_decoder(), "rotary_emb", None)
+    if rotary is None:
+        raise _refusal(model, "its positions are learned, ALiBi or none")
+    kind = str(getattr(rotary, "rope_type", "default"))
+    if "dynamic" in kind or "longrope" in kind:
+        raise _refusal(model, f"its angles depend on the text's length ({kind})")
+    if "position_ids" not in inspect.signature(view.forward).parameters:
+        raise _refusal(model, "it takes no position ids")
+    try:
+        rotary(torch.zeros(1), torch.zeros(1, 1, dtype=torch.long))
+    except Exception as error:
+        raise _refusal(model, "its layers turn by different angles") from error
+    with quiet_transformers():
+        view.set_attn_implementation(IMPLEMENTATION)
+    rotation = Rotation(rotary, plain.dtype)
+    return view, rotation, plain.n_ctx, len(plain.blocks)
+
+
+def _refusal(model: Model, why: str) -> ValueError:
+    plain: Any = getattr(model, "plain", None)
+    kind = type(plain.model).__name__ if plain is not None else type(model).__name__
+    return ValueError(f"Stream: {model.name} ({kind}) can't stream: {why}. {ALLOWED}")
+
+
+@functools.cache
+def _register() -> None:
+    """Make our function known to transformers; it does its own masking."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(IMPLEMENTATION, _attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    stream = _stream.get()
+    assert stream is not None, "the view belongs to a stream alone"
+    if s_aux is not None:
+        raise _refusal(stream.model, "it has learned sink logits")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = stream.attend(
+        module.layer_idx, query, key, value, scale, softcap, sliding_window
+    )
+    return out.transpose(1, 2).contiguous(), None
