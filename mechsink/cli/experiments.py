@@ -133,6 +133,79 @@ def mitigation(
     _write(run, out, runs, "mitigation", quick)
 
 
+@experiment.command()
+def dynamics(
+    quick: Quick = False,
+    seeds: Seeds = None,
+    runs: Runs = None,
+    out: Out = Path("dynamics"),
+) -> None:
+    """Does a sink grow as its reduced dynamics say? Theory beside training.
+
+    Example: [bold]mechsink experiment dynamics --quick[/bold]
+    """
+
+    def run(stage: Path) -> "Study":
+        from mechsink.experiments.dynamics import sink_dynamics
+
+        return sink_dynamics(stage, seeds=seeds and range(seeds), quick=quick)
+
+    _write(run, out, runs, "dynamics", quick)
+
+
+@experiment.command()
+def regression(
+    quick: Quick = False,
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.", min=2)] = 5,
+    out: Out = Path("regression"),
+) -> None:
+    """What softmax heads learn of in-context linear regression.
+
+    Example: [bold]mechsink experiment regression --quick[/bold]
+    """
+
+    def run(stage: Path) -> "Study":
+        from mechsink.experiments.linear_regression import linear_regression
+
+        return linear_regression(seeds=range(seeds), quick=quick)
+
+    _write(run, out, None, "regression", quick)
+
+
+@experiment.command()
+def streaming(
+    model: Annotated[
+        str, typer.Argument(help="smollm2, a local folder or a hub id.")
+    ] = "smollm2",
+    quick: Quick = False,
+    text: Annotated[
+        Path | None, typer.Option(help="Text file. Default: prose of Python's docs.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of the text.", min=2)] = 20_000,
+    cache: Annotated[int, typer.Option(help="Slots of each cache.", min=2)] = 128,
+    sinks: Annotated[int, typer.Option(help="First tokens that stay.", min=1)] = 4,
+    out: Out = Path("streaming"),
+) -> None:
+    """Does a model stream past its cache? Dense, a window, sinks with a window.
+
+    Example: [bold]mechsink experiment streaming smollm2 --quick[/bold]
+    """
+
+    def run(stage: Path) -> "Study":
+        from mechsink.experiments.streaming import streaming as study
+        from mechsink.models.load import load_model
+        from mechsink.progress import waiting
+
+        words = None if text is None else text.read_text(encoding="utf-8")
+        with waiting(f"loading {model}"):
+            loaded = load_model(model)
+        return study(
+            loaded, words, n_tokens=tokens, cache=cache, sinks=sinks, quick=quick
+        )
+
+    _write(run, out, None, f"streaming {model}", quick)
+
+
 def _write(
     run: "Callable[[Path], Study]", out: Path, runs: Path | None, name: str, quick: bool
 ) -> None:

@@ -200,10 +200,12 @@ def sink_dynamics(
         "duration_s": round(time.perf_counter() - started, 1),
     }
     study = SinkDynamics(table, meta, as_claims([]))
-    return SinkDynamics(table, meta, as_claims(_claims(study, max(gaps), quick)))
+    return SinkDynamics(table, meta, as_claims(_claims(study, max(gaps), rises, quick)))
 
 
-def _claims(study: SinkDynamics, gap: float, quick: bool) -> list[dict[str, Any]]:
+def _claims(
+    study: SinkDynamics, gap: float, rises: int, quick: bool
+) -> list[dict[str, Any]]:
     each = study.slopes()
     words = {
         "alpha": "slope of the sink logit by log time",
@@ -238,6 +240,8 @@ def _claims(study: SinkDynamics, gap: float, quick: bool) -> list[dict[str, Any]
             below=0.05,
         )
     )
+    sentence = "The planted toy's loss never rises (updates after which it was higher)"
+    rows.append(claim(sentence, float(rises), below=0.5))
     return rows
 
 

@@ -5,7 +5,6 @@ Source: the proxy of Gu et al. 2024 (arXiv:2410.10781) for unnormalised operator
 
 from collections.abc import Iterator
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

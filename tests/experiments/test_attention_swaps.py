@@ -9,7 +9,6 @@ from mechsink.experiments.attention_swaps import SWAPS, swap_effects
 from mechsink.models.toy import ToyModel
 from toy_tasks import PRESETS, BigramBackcopy, ToyTransformer
 
-
 PATTERN = torch.tensor([[1.0, 0, 0], [0.75, 0.25, 0], [0.5, 0.3, 0.2]])[None, None]
 TRIGGER = torch.tensor([[False, False, True]])
 

@@ -63,13 +63,3 @@ def test_enough_moments_lie_in_the_last_octave():
 def test_one_seed_is_refused():
     with pytest.raises(ValueError, match="at least two"):
         sink_dynamics(seeds=[0])
-
-
-@pytest.mark.matrix
-def test_quick_form_keeps_its_claims(tmp_path):
-    study = sink_dynamics(tmp_path, quick=True, progress=False)
-    study.check()
-    assert set(study.table["source"]) == {"reduced", "constant", "planted", "whole"}
-    assert study.meta["planted_loss_rises"] == 0
-    # Twice the same: whole toys resume, the rest is a function of the seeds.
-    assert study.table["time"].groupby(study.table["source"]).max()["reduced"] == 1e6

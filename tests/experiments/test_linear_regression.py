@@ -97,13 +97,3 @@ def test_one_seed_is_refused() -> None:
         linear_regression(seeds=(1,))
     with pytest.raises(ValueError, match="all different"):
         linear_regression(seeds=(1, 1))
-
-
-@pytest.mark.matrix
-def test_the_quick_form_holds_every_claim() -> None:
-    study = linear_regression(quick=True, progress=False)
-    study.check()
-    assert set(study.table["setting"]) == {
-        n for n, s in SETTINGS.items() if s.quick_steps
-    }
-    assert len(study.claims) >= 24

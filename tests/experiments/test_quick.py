@@ -5,17 +5,27 @@ from typer.testing import CliRunner
 
 from mechsink.cli import app
 
+ONE = ["--workers", "1"]  # the tests' own workers fill the machine
+
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("name", ["operators", "formation", "mitigation"])
-def test_quick(name, tmp_path):
-    out = str(tmp_path / name)
-    args = ["experiment", name, "--quick", "--out", out]
-    if name in ("operators", "formation", "mitigation"):
-        args += ["--workers", "1"]
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("operators", ONE),
+        ("formation", ONE),
+        ("mitigation", ONE),
+        ("dynamics", []),
+        ("regression", []),
+        pytest.param("streaming", [], marks=pytest.mark.pretrained),
+    ],
+)
+def test_quick(name, options, tmp_path):
+    folder = tmp_path / name
+    args = ["experiment", name, "--quick", "--out", str(folder), *options]
     done = CliRunner().invoke(app, args)
     assert done.exit_code == 0, done.output
-    page = (tmp_path / name / "README.md").read_text()
-    assert f"mechsink experiment {name} --quick" in page
-    assert "**no**" not in page.split("## ")[1]  # the claims
-    assert list((tmp_path / name).glob("*.png"))
+    page = (folder / "README.md").read_text()
+    assert f"mechsink experiment {name}" in page and "--quick" in page
+    assert "**no**" not in page.split("\n## ")[1]  # the claims
+    assert list(folder.glob("*.png"))
