@@ -60,7 +60,7 @@ def operators(
         return study(
             stage,
             operator or MAIN,
-            seeds=seeds and range(seeds),
+            seeds=_range(seeds),
             quick=quick,
             workers=workers,
         )
@@ -94,7 +94,7 @@ def formation(
         return formation_study(
             stage,
             settings=setting,
-            seeds=seeds and range(seeds),
+            seeds=_range(seeds),
             quick=quick,
             workers=workers,
         )
@@ -125,7 +125,7 @@ def mitigation(
         return study(
             stage,
             remedies=remedy,
-            seeds=seeds and range(seeds),
+            seeds=_range(seeds),
             quick=quick,
             workers=workers,
         )
@@ -148,7 +148,7 @@ def dynamics(
     def run(stage: Path) -> "Study":
         from mechsink.experiments.dynamics import sink_dynamics
 
-        return sink_dynamics(stage, seeds=seeds and range(seeds), quick=quick)
+        return sink_dynamics(stage, seeds=_range(seeds), quick=quick)
 
     _write(run, out, runs, "dynamics", quick)
 
@@ -204,6 +204,10 @@ def streaming(
         )
 
     _write(run, out, None, f"streaming {model}", quick)
+
+
+def _range(n: int | None) -> range | None:
+    return None if n is None else range(n)
 
 
 def _write(

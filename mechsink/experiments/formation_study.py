@@ -18,13 +18,12 @@ import pandas as pd
 from mechsink import plotting
 from mechsink.experiments.attention_swaps import swap_effects
 from mechsink.experiments.formation import formation
-from mechsink.experiments.grid import Setting, train_grid
+from mechsink.experiments.grid import Setting, grid_meta, train_grid
 from mechsink.experiments.operators import UNSEEN
 from mechsink.experiments.seeds import LOG, by_run, overview, seed_panels
 from mechsink.experiments.study import Study, as_claims, claim
 from mechsink.models.toy import ToyModel
 from mechsink.plotting import Figure
-from mechsink.results import versions
 from toy_tasks import PRESETS, BigramBackcopy, Preset, TrainRun
 
 PANELS = {
@@ -121,7 +120,7 @@ def formation_study(
         seeds = range(1) if quick else range(5)
     started = time.perf_counter()
     chosen = {name: _setting(name, quick) for name in names}
-    table = train_grid(
+    table: Any = train_grid(
         chosen,
         folder,
         measure_run,
@@ -133,16 +132,7 @@ def formation_study(
     is_swap = table["swap"] != ""
     swaps = table[is_swap][["setting", "seed", "swap", "measure", "value"]]
     timeline = table[~is_swap].drop(columns="swap").reset_index(drop=True)
-    meta = {
-        "versions": versions(),
-        "presets": {name: s.preset.to_json() for name, s in chosen.items()},
-        "seeds": list(seeds),
-        "quick": quick,
-        "training_s": float(
-            table.drop_duplicates(["setting", "seed"])["seconds"].sum()
-        ),
-        "duration_s": round(time.perf_counter() - started, 1),
-    }
+    meta = {**grid_meta(table, chosen, started), "quick": quick}
     study = FormationStudy(timeline, meta, as_claims([]), swaps.reset_index(drop=True))
     return replace(study, claims=as_claims(_claims(study)))
 
@@ -193,7 +183,8 @@ def _setting(name: str, quick: bool) -> Setting:
     return Setting(BigramBackcopy.from_text(n_triggers=n_triggers), preset)
 
 
-WANTED: tuple[tuple[str, str, str, dict[str, float]], ...] = (
+Bound = Mapping[str, Any]
+WANTED: tuple[tuple[str, str, str, Bound], ...] = (
     ("1 layer", "bos_markov", "Other queries rest on <s>", {"above": 0.5}),
     ("1 layer", "bos_trigger", "Triggers do not", {"below": 0.05}),
     ("1 layer", "previous_trigger", "They look at the token before", {"above": 0.8}),
@@ -207,7 +198,7 @@ COMPARED = (
     ("3 layers", "1 layer", "resid_ratio", "The residual peaks higher in 3 layers"),
     ("3 layers", "3 layers, SGD", "resid_ratio", "and higher under Adam than SGD"),
 )
-SWAPPED: tuple[tuple[str, str, str, dict[str, float]], ...] = (
+SWAPPED: tuple[tuple[str, str, str, Bound], ...] = (
     ("all to sink", "markov_excess", "other queries lose little", {"below": 0.1}),
     ("all to sink", "trigger_excess", "triggers lose their answer", {"above": 0.5}),
     ("masked sink", "markov_excess", "other queries do", {"above": 0.03}),
@@ -243,7 +234,7 @@ def _timeline(table: pd.DataFrame, setting: str = "1 layer") -> Figure:
     """Measures of one setting through training: a line a seed."""
     if setting not in set(table["setting"]):
         setting = table["setting"].iloc[0]
-    here = table[table["setting"] == setting]
+    here: Any = table[table["setting"] == setting]
     colours = plotting.colours(here["seed"].nunique())
     with plotting.theme():
         panels = plotting.new_panels(len(TIMELINE), columns=2)

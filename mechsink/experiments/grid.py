@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from mechsink.progress import Advance, bar
-from mechsink.results import Result
+from mechsink.results import Result, versions
 from toy_tasks import Preset, TrainRun, train
 from toy_tasks.runs import digest, identity
 from toy_tasks.task import Task
@@ -134,6 +134,26 @@ def train_grid(
     return pd.DataFrame(table[first + [c for c in table if c not in first]])
 
 
+def grid_meta(
+    table: pd.DataFrame, settings: Mapping[str, Setting], started: float
+) -> dict[str, Any]:
+    """What a study says of its grid: recipes, seeds, versions, processor time.
+
+    Args:
+        table: from `train_grid`.
+        settings: what was trained.
+        started: `time.perf_counter()` before it was.
+    """
+    runs: Any = table.drop_duplicates(["setting", "seed"])
+    return {
+        "versions": versions(),
+        "presets": {name: s.preset.to_json() for name, s in settings.items()},
+        "seeds": runs["seed"].unique().tolist(),
+        "training_s": round(float(runs["seconds"].sum()), 1),
+        "duration_s": round(time.perf_counter() - started, 1),
+    }
+
+
 def _jobs(
     settings: Mapping[str, Setting],
     folder: Path,
@@ -217,12 +237,12 @@ def _do(job: Job, advance: Advance) -> pd.DataFrame:
 _report: Advance | None = None  # of this worker process
 
 
-def _start(steps: Any) -> None:
+def _start(done: Any) -> None:
     global _report
     torch.set_num_threads(1)
 
-    def report(n: int = 1) -> None:
-        steps.put(n)
+    def report(steps: int = 1) -> None:
+        done.put(steps)
 
     _report = report
 

@@ -13,12 +13,11 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from mechsink.experiments.grid import Setting, train_grid
+from mechsink.experiments.grid import Setting, grid_meta, train_grid
 from mechsink.experiments.operators import COLUMNS, PANELS, measure_run
 from mechsink.experiments.seeds import by_run, overview, seed_panels
 from mechsink.experiments.study import Study, as_claims, claim
 from mechsink.plotting import Figure
-from mechsink.results import versions
 from toy_tasks import PRESETS, BigramBackcopy, Preset
 from toy_tasks.operators import OPERATORS
 
@@ -127,16 +126,7 @@ def mitigation(
         device=device,
         progress=progress,
     )
-    meta = {
-        "versions": versions(),
-        "presets": {name: s.preset.to_json() for name, s in chosen.items()},
-        "seeds": list(seeds),
-        "quick": quick,
-        "training_s": float(
-            table.drop_duplicates(["setting", "seed"])["seconds"].sum()
-        ),
-        "duration_s": round(time.perf_counter() - started, 1),
-    }
+    meta = {**grid_meta(table, chosen, started), "quick": quick}
     effects = _effects(table)
     return MitigationStudy(table, meta, as_claims(_claims(table)), effects)
 
@@ -168,7 +158,7 @@ def _effects(table: pd.DataFrame) -> pd.DataFrame:
 
 def _claims(table: pd.DataFrame) -> list[dict[str, Any]]:
     """What is asserted of those remedies that were trained."""
-    runs = by_run(table).set_index("seed")
+    runs: Any = by_run(table).set_index("seed")
 
     def of(name: str, measure: str) -> pd.Series:
         return pd.Series(runs.loc[runs["setting"] == name, measure])

@@ -8,17 +8,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 
-from mechsink.experiments.grid import Setting, train_grid
+from mechsink.experiments.grid import Setting, grid_meta, train_grid
 from mechsink.experiments.moment import Texts, measure_moment
-from mechsink.experiments.seeds import by_run, overview, seed_panels
+from mechsink.experiments.seeds import by_run, cell, overview, seed_panels
 from mechsink.experiments.study import Study, as_claims, claim
 from mechsink.models.toy import ToyModel
 from mechsink.plotting import Figure
-from mechsink.results import versions
 from toy_tasks import PRESETS, BigramBackcopy, Preset, TrainRun, realised_excess
 from toy_tasks.operators import MAIN, OPERATORS
 
@@ -62,12 +62,15 @@ class OperatorStudy(Study):
     def tables(self) -> dict[str, pd.DataFrame]:
         """Means over seeds with their intervals."""
         runs = by_run(self.table)
-        seconds = self.table.groupby("setting")["seconds"].mean()
+        seconds: Any = self.table.groupby("setting")["seconds"].mean()
         found = overview(self.table, COLUMNS)
-        found["s a run"] = found["setting"].map(seconds).round(0)
+        found["s a run"] = [
+            cell(float(seconds[name]), np.nan, np.nan) for name in found["setting"]
+        ]
+        every: Any = runs[["setting", "seed", *COLUMNS]]
         return {
             "Means over seeds, 95 % Student-t intervals": found,
-            "Every seed": runs[["setting", "seed", *COLUMNS]],
+            "Every seed": every,
         }
 
 
@@ -128,16 +131,7 @@ def operators(
         device=device,
         progress=progress,
     )
-    meta = {
-        "versions": versions(),
-        "preset": preset.to_json(),
-        "seeds": list(seeds),
-        "quick": quick,
-        "training_s": float(
-            table.drop_duplicates(["setting", "seed"])["seconds"].sum()
-        ),
-        "duration_s": round(time.perf_counter() - started, 1),
-    }
+    meta = {**grid_meta(table, settings, started), "quick": quick}
     return OperatorStudy(table, meta, as_claims(_claims(table)))
 
 
@@ -162,7 +156,7 @@ def _with(preset: Preset, name: str) -> Preset:
 
 def _claims(table: pd.DataFrame) -> list[dict]:
     """What is asserted of those operators that were trained."""
-    runs = by_run(table)
+    runs: Any = by_run(table)
     worst = float(runs["beyond_oracle"].min())
     rows = [
         claim(

@@ -5,6 +5,7 @@ settings takes one number a run.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def by_run(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: setting, seed, layer, head, measure, value.
     """
-    cells: dict[str, pd.Series] = {}
+    cells: dict[str, Any] = {}
     for measure, rows in table.groupby("measure", sort=False):
         over = rows.groupby(["setting", "seed"], sort=False)["value"]
         cells[str(measure)] = over.agg(OVER_HEADS.get(str(measure), "mean"))
@@ -58,9 +59,9 @@ def summary(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     rows = []
     for setting, part in runs.groupby("setting", sort=False):
         for measure in measures:
-            values = part[measure].dropna() if measure in part else pd.Series([])
-            low, high = student_t(values.tolist())
-            mean = float(values.mean()) if len(values) else float("nan")
+            values: Any = part[measure].dropna() if measure in part else []
+            low, high = student_t(list(values))
+            mean = float(np.mean(values)) if len(values) else float("nan")
             rows.append((setting, measure, mean, low, high, len(values)))
     columns = ["setting", "measure", "mean", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)

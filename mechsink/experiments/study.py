@@ -47,7 +47,7 @@ class Study(Result):
         Raises:
             ClaimFailed: a claim does not; names each with what was measured.
         """
-        failed = self.claims[~self.claims["holds"].astype(bool)]
+        failed: Any = self.claims[~self.claims["holds"].astype(bool)]
         if len(failed):
             lines = [
                 f"{row['claim']}: measured {row['measured']:.4g}"
@@ -80,7 +80,7 @@ def claim(
         above, below: the bound; both for a band.
         interval: 95 % interval of a single number, judged in the same way.
     """
-    values = [measured] if isinstance(measured, float) else list(measured)
+    values = list(measured) if isinstance(measured, Sequence) else [measured]
     mean = float(np.mean(values))
     low, high = student_t(values) if interval is None else interval
     few = interval is None and len(values) < 5  # an interval of two would be endless

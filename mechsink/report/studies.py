@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechsink.experiments.seeds import cell
 from mechsink.experiments.study import Study
 
 
@@ -62,10 +63,8 @@ def _verdicts(study: Study) -> pd.DataFrame:
     """Claims with measured and interval in one cell."""
     claims = study.claims
     measured = [
-        _cell(row.measured)
-        if np.isnan(row.low)
-        else f"{_cell(row.measured)} [{_cell(row.low)}, {_cell(row.high)}]"
-        for row in claims.itertuples()
+        cell(*row)
+        for row in claims[["measured", "low", "high"]].itertuples(index=False)
     ]
     return pd.DataFrame(
         {
