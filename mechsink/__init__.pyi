@@ -48,6 +48,7 @@ from .experiments.all_for_one import waiting_baselines as waiting_baselines
 from .experiments.all_for_one_search import AllForOneSearch as AllForOneSearch
 from .experiments.all_for_one_search import search_all_for_one as search_all_for_one
 from .experiments.all_for_one_search import transfer as transfer
+from .experiments.attention_swaps import swap_effects as swap_effects
 from .experiments.checkpoints import Checkpoint as Checkpoint
 from .experiments.checkpoints import checkpoints_of as checkpoints_of
 from .experiments.choices import Choices as Choices
@@ -55,6 +56,10 @@ from .experiments.dynamics import SinkDynamics as SinkDynamics
 from .experiments.dynamics import sink_dynamics as sink_dynamics
 from .experiments.formation import FormationRecorder as FormationRecorder
 from .experiments.formation import formation as formation
+from .experiments.formation_study import FormationStudy as FormationStudy
+from .experiments.formation_study import formation_study as formation_study
+from .experiments.grid import Setting as Setting
+from .experiments.grid import train_grid as train_grid
 from .experiments.head_profile import HeadProfile as HeadProfile
 from .experiments.head_profile import answer_is_right as answer_is_right
 from .experiments.head_profile import next_token_entropy as next_token_entropy
@@ -66,8 +71,12 @@ from .experiments.linear_regression import linear_regression as linear_regressio
 from .experiments.linear_regression_study import (
     LinearRegressionStudy as LinearRegressionStudy,
 )
+from .experiments.mitigation import MitigationStudy as MitigationStudy
+from .experiments.mitigation import mitigation_study as mitigation_study
 from .experiments.multiple_choice import MultipleChoiceResult as MultipleChoiceResult
 from .experiments.multiple_choice import multiple_choice as multiple_choice
+from .experiments.operators import OperatorStudy as OperatorStudy
+from .experiments.operators import operator_study as operator_study
 from .experiments.sink_circuits.metrics import ResidNorm as ResidNorm
 from .experiments.sink_circuits.metrics import SinkAttentionOf as SinkAttentionOf
 from .experiments.sink_circuits.metrics import resid_norm as resid_norm
@@ -76,6 +85,8 @@ from .experiments.sink_circuits.result import SinkCircuit as SinkCircuit
 from .experiments.sink_circuits.search import sink_circuit as sink_circuit
 from .experiments.streaming import streaming as streaming
 from .experiments.streaming_study import Streaming as Streaming
+from .experiments.study import ClaimFailed as ClaimFailed
+from .experiments.study import Study as Study
 from .experiments.timeline import Formation as Formation
 from .interventions.ablation import AblationResult as AblationResult
 from .interventions.ablation import ablate as ablate
@@ -146,10 +157,13 @@ from .report.circuits import EdgeReport as EdgeReport
 from .report.circuits import edge_report as edge_report
 from .report.formation import FormationReport as FormationReport
 from .report.formation import formation_report as formation_report
+from .report.heads import HeadsReport as HeadsReport
+from .report.heads import heads_report as heads_report
 from .report.patching import PatchReport as PatchReport
 from .report.patching import patch_report as patch_report
 from .report.sinks import SinkReport as SinkReport
 from .report.sinks import sink_report as sink_report
+from .report.studies import write_study as write_study
 from .run import LayerAttention as LayerAttention
 from .run import Metric as Metric
 from .run import Model as Model

@@ -21,6 +21,11 @@ from mechsink.report.circuits import EdgeReport
 from tests.report.test_html import Reader
 from tests.report.tiny_model import save_tiny
 
+VERBS = ["demo", "sinks", "heads", "models", "form", "patch", "circuit", "af1"]
+VERBS += ["experiment"]
+NAMES = ["operators", "formation", "mitigation", "dynamics", "regression", "streaming"]
+STUDIES = [f"experiment {name}" for name in NAMES]
+
 
 def mechsink(*args: str):
     return CliRunner().invoke(app, [str(arg) for arg in args])
@@ -32,7 +37,7 @@ def test_help_names_every_verb_and_is_quick():
         [sys.executable, "-m", "mechsink", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0
-    for verb in ("demo", "sinks", "form", "patch", "circuit", "af1", "models"):
+    for verb in VERBS:
         assert verb in done.stdout
     assert time.perf_counter() - started < 10  # 0.5 s on a free machine
 
@@ -47,11 +52,9 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "verb", ["demo", "sinks", "form", "patch", "circuit", "af1", "models"]
-)
+@pytest.mark.parametrize("verb", [*VERBS[:-1], *STUDIES])
 def test_every_verb_has_an_example(verb):
-    done = mechsink(verb, "--help")
+    done = mechsink(*verb.split(), "--help")
     assert done.exit_code == 0
     assert f"Example: mechsink {verb}" in done.output
 

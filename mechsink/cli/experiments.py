@@ -54,10 +54,10 @@ def operators(
     """
 
     def run(stage: Path) -> "Study":
-        from mechsink.experiments.operators import operators as study
+        from mechsink.experiments.operators import operator_study
         from toy_tasks.operators import MAIN
 
-        return study(
+        return operator_study(
             stage,
             operator or MAIN,
             seeds=_range(seeds),
@@ -120,9 +120,9 @@ def mitigation(
     """
 
     def run(stage: Path) -> "Study":
-        from mechsink.experiments.mitigation import mitigation as study
+        from mechsink.experiments.mitigation import mitigation_study
 
-        return study(
+        return mitigation_study(
             stage,
             remedies=remedy,
             seeds=_range(seeds),

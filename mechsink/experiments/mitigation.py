@@ -79,7 +79,7 @@ class MitigationStudy(Study):
         }
 
 
-def mitigation(
+def mitigation_study(
     folder: str | Path,
     *,
     remedies: Sequence[str] | None = None,
@@ -107,7 +107,7 @@ def mitigation(
     unknown = [name for name in names if name not in REMEDIES]
     if unknown:
         raise ValueError(
-            f"mitigation: no remedy {', '.join(map(repr, unknown))}. Allowed: "
+            f"mitigation_study: no remedy {', '.join(map(repr, unknown))}. Allowed: "
             f"{', '.join(REMEDIES)}."
         )
     if seeds is None:

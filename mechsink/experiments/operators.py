@@ -78,7 +78,7 @@ class OperatorStudy(Study):
 _UNIFORM = (sum(1 / n for n in range(1, 65)) - 1) / 63
 
 
-def operators(
+def operator_study(
     folder: str | Path,
     names: Sequence[str] = MAIN,
     *,
@@ -108,7 +108,7 @@ def operators(
     unknown = [name for name in names if name not in OPERATORS]
     if unknown:
         raise ValueError(
-            f"operators: {', '.join(map(repr, unknown))} unknown. Allowed: "
+            f"operator_study: {', '.join(map(repr, unknown))} unknown. Allowed: "
             f"{', '.join(OPERATORS)}."
         )
     if quick:

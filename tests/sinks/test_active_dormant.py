@@ -2,6 +2,7 @@
 
 import re
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -363,9 +364,7 @@ def test_bad_input(planted):
 def test_a_trained_bigram_backcopy_head_rests_without_triggers(tmp_path):
     """Domains with and without triggers: the one head is dormant on the second."""
     task = BigramBackcopy.from_text()
-    from dataclasses import replace
-
-    preset = replace(PRESETS["bb-cpu"], steps=800, batch=32, checkpoints=1)
+    preset = replace(PRESETS["bb-cpu"], steps=1200, checkpoints=(1200,))
     run = train(task, preset, tmp_path, seed=0)
     model = ToyModel.from_folder(run.folder)
     law = task.table.clone()
@@ -378,6 +377,7 @@ def test_a_trained_bigram_backcopy_head_rests_without_triggers(tmp_path):
     assert not task.is_trigger(texts["none"]).any()
     found = active_dormant(model, texts, n_pos=64)
     print(found.describe())
+    print(found.confirmation.to_string())
     assert found.heads(min_difference=0.1, confirmed=True) == [(0, 0)]
     row = found.table.iloc[0]
     assert row["none"] > 0.5 > 0.2 + row["difference"]
