@@ -160,7 +160,9 @@ def _claims(table: pd.DataFrame) -> list[dict]:
     worst = float(runs["beyond_oracle"].min())
     rows = [
         claim(
-            "No run beats the oracle (standard errors, the worst run)", worst, above=-3
+            "No run beats the oracle (standard errors, the worst run)",
+            worst,
+            above=-3.0,
         )
     ]
 

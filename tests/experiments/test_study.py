@@ -3,6 +3,9 @@
 import pandas as pd
 import pytest
 
+from mechsink.experiments.formation_study import formation_study
+from mechsink.experiments.mitigation import mitigation_study
+from mechsink.experiments.operators import operator_study
 from mechsink.experiments.seeds import by_run, overview, seed_panels, summary
 from mechsink.experiments.study import ClaimFailed, Study, as_claims, claim
 from mechsink.report.studies import markdown, write_study
@@ -15,6 +18,20 @@ def test_student_t_by_hand():
     # mean 3, s = sqrt(2.5), t(.975, 4) = 2.776: 3 +- 2.776 * sqrt(.5) = 1.963
     assert student_t(FIVE) == pytest.approx((1.0368, 4.9632), abs=1e-3)
     assert all(end != end for end in student_t([1.0]))  # NaN
+
+
+@pytest.mark.parametrize(
+    ("study", "option"),
+    [
+        (operator_study, "names"),
+        (formation_study, "settings"),
+        (mitigation_study, "remedies"),
+    ],
+)
+def test_an_unknown_setting_is_refused_before_any_training(study, option, tmp_path):
+    with pytest.raises(ValueError, match=r"'softmaxx'.*Allowed: "):
+        study(tmp_path, **{option: ["softmaxx"]})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

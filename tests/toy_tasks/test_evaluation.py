@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from toy_tasks import BigramBackcopy, evaluate
+from toy_tasks import BigramBackcopy, evaluate, realised_excess
 from toy_tasks.claims import sink_figures
 
 
@@ -70,3 +70,42 @@ def test_sink_figures_of_a_planted_head(abc):
     model.blocks[0].attn.hook_attn_scores.register_forward_hook(planted)
     (row,) = sink_figures(model, abc, tokens)
     assert row["sink_logit"] == pytest.approx((6 - 1 + 6 - 2) / 2)
+
+
+class Cheat(Oracle):
+    """Sees the next token, which the caller passed beside the model."""
+
+    nexts: torch.Tensor
+
+    def forward(self, tokens):
+        seen = nn.functional.one_hot(self.nexts, self.task.d_vocab)
+        law = super().forward(tokens).exp()
+        return (0.9 * law + 0.1 * seen).clamp_min(1e-12).log()
+
+
+def test_only_who_sees_the_next_token_beats_the_oracle(abc):
+    tokens = abc.sample(200, 40, seed=3)
+    honest, error = realised_excess(Oracle(abc, 1e-9), abc, tokens)
+    assert abs(honest) < 1e-6
+    doubtful, error = realised_excess(Oracle(abc, 0.1), abc, tokens)
+    assert doubtful > 3 * error > 0
+    cheat = Cheat(abc)
+    cheat.nexts = tokens[:, 1:]
+    below, error = realised_excess(cheat, abc, tokens)
+    assert below < -3 * error
+    # A divergence can't tell: it is above zero for the cheat too.
+    assert evaluate(cheat, abc, tokens)["excess"] > 0
+
+
+def test_its_error_is_that_of_sequences_by_hand(abc):
+    tokens = abc.sample(2, 40, seed=3)
+    mean, error = realised_excess(Oracle(abc, 0.5), abc, tokens)
+    one, other = (
+        realised_excess(Oracle(abc, 0.5), abc, torch.stack([row, row]))[0]
+        for row in tokens
+    )
+    assert mean == pytest.approx((one + other) / 2)
+    # s / sqrt(2), where s = |one - other| / sqrt(2)
+    assert error == pytest.approx(abs(one - other) / 2)
+    with pytest.raises(ValueError, match="1 sequences"):
+        realised_excess(Oracle(abc), abc, tokens[:1])
