@@ -414,7 +414,7 @@ def test_smollm2_prose_against_code():
     model = load_model("smollm2")
     texts = {"prose": default_texts(24, 128), "code": code_texts(24)}
     known = {(15, 3): (0.519, 0.654), (26, 7): (0.687, 0.819), (25, 0): (0.641, 0.781)}
-    found = active_dormant(model, texts, confirm=list(known))
+    found = active_dormant(model, texts, confirm=[*known, (23, 6)])
     print(found.describe(), found.confirmation.to_string(), sep="\n")
     means = found.table[["prose", "code"]].mean()
     assert means.tolist() == pytest.approx([0.401, 0.443], abs=0.03)

@@ -11,7 +11,15 @@ from mechsink.models.toy import ToyModel
 from mechsink.sinks.scores import sink_scores
 from mechsink.sites import Site
 from tests.toy_tasks.operators.layer import draw, make, show
-from toy_tasks import BigramBackcopy, Preset, Sums, ToyConfig, ToyTransformer, train
+from toy_tasks import (
+    BigramBackcopy,
+    Preset,
+    Sums,
+    ToyConfig,
+    ToyTransformer,
+    realised_excess,
+    train,
+)
 from toy_tasks.operators import OPERATORS, FullOrSparse, Operator
 from toy_tasks.training import update
 
@@ -152,6 +160,23 @@ def test_it_learns(name: str, task: BigramBackcopy) -> None:
         if name in CONTENT_FREE:
             still = [n for n in still if not n.endswith(("W_Q", "W_K"))]
         assert not still, still
+
+
+@EVERY
+@pytest.mark.slow
+def test_none_beats_the_oracle_but_who_sees_the_future(
+    name: str, task: BigramBackcopy
+) -> None:
+    """Trained, the losses on unseen tokens stay above the oracle's, -3 errors."""
+    model = toy(name, d_vocab=task.d_vocab)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
+    for step in range(400):
+        update(model.train(), optimizer, task.sample(32, 25, (0, step)))
+    mean, error = realised_excess(model.eval(), task, task.sample(512, 25, 2**31))
+    if name == "bidirectional":  # looks at the very next token: the check can fail
+        assert mean < -3 * error
+    elif OPERATORS[name].is_causal:
+        assert mean > -3 * error
 
 
 @pytest.fixture(scope="module")
