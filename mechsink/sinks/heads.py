@@ -62,7 +62,7 @@ def active_dormant(
     n_pos: int = 128,
     q: float = 0.05,
     confirm: Confirm = "flagged",
-    n_confirm: int = 20,
+    n_confirm: int = 8,
     seed: int = 0,
 ) -> ActiveDormant:
     """Heads that are dormant on one domain of texts and active on another.
@@ -130,7 +130,7 @@ def active_dormant(
         q=q,
         confirm=confirm if isinstance(confirm, str) else [list(h) for h in confirm],
         n_confirm=n_confirm,
-        n_confirmed=len(chosen),
+        n_tested=len(chosen),
         losses=path,
         seed=seed,
     )
