@@ -89,7 +89,7 @@ def formation(
     """
 
     def run(stage: Path) -> "Study":
-        from mechsink.experiments.formation_study import formation_study
+        from mechsink.experiments.formation.study import formation_study
 
         return formation_study(
             stage,
@@ -146,7 +146,7 @@ def dynamics(
     """
 
     def run(stage: Path) -> "Study":
-        from mechsink.experiments.dynamics import sink_dynamics
+        from mechsink.experiments.dynamics.study import sink_dynamics
 
         return sink_dynamics(stage, seeds=_range(seeds), quick=quick)
 
@@ -165,7 +165,7 @@ def regression(
     """
 
     def run(stage: Path) -> "Study":
-        from mechsink.experiments.linear_regression import linear_regression
+        from mechsink.experiments.regression.experiment import linear_regression
 
         return linear_regression(seeds=range(seeds), quick=quick)
 
@@ -192,7 +192,7 @@ def streaming(
     """
 
     def run(stage: Path) -> "Study":
-        from mechsink.experiments.streaming import streaming as study
+        from mechsink.experiments.streaming.experiment import streaming as study
         from mechsink.models.load import load_model
         from mechsink.progress import waiting
 

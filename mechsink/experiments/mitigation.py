@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from mechsink.experiments.grid import Setting, grid_meta, train_grid
+from mechsink.experiments.grids.grid import Setting, grid_meta, train_grid
+from mechsink.experiments.grids.seeds import by_run, overview, seed_panels
 from mechsink.experiments.operators import COLUMNS, PANELS, measure_run
-from mechsink.experiments.seeds import by_run, overview, seed_panels
 from mechsink.experiments.study import Study, as_claims, claim
 from mechsink.plotting import Figure
 from toy_tasks import PRESETS, BigramBackcopy, Preset

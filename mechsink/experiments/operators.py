@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from mechsink.experiments.grid import Setting, grid_meta, train_grid
-from mechsink.experiments.moment import Texts, measure_moment
-from mechsink.experiments.seeds import by_run, cell, overview, seed_panels
+from mechsink.experiments.formation.moment import Texts, measure_moment
+from mechsink.experiments.grids.grid import Setting, grid_meta, train_grid
+from mechsink.experiments.grids.seeds import by_run, cell, overview, seed_panels
 from mechsink.experiments.study import Study, as_claims, claim
 from mechsink.models.toy import ToyModel
 from mechsink.plotting import Figure
@@ -47,7 +47,7 @@ class OperatorStudy(Study):
     """Sinks by attention operator.
 
     `table`: setting (the operator's name), seed, layer, head, measure, value,
-    seconds; measures are those of `mechsink.experiments.moment.MEASURES`, and
+    seconds; measures are those of `mechsink.experiments.formation.moment.MEASURES`, and
     `beyond_oracle`: loss above the oracle's on the tokens that came, in standard
     errors; under -3 the operator sees the future.
     """

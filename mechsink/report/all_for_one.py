@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mechsink import plotting
-from mechsink.experiments.all_for_one_search import AllForOneSearch, search_all_for_one
+from mechsink.experiments.all_for_one.search import AllForOneSearch, search_all_for_one
 from mechsink.report.html import Headline, Page, Plot, Section, TokenText, settings_rows
 from mechsink.report.paged import Drawn, PagedResult
 from mechsink.report.svg import inline_svg

@@ -13,7 +13,7 @@ from mechsink import plotting
 from mechsink.plotting import Axes
 from mechsink.report.html import show_token
 from mechsink.report.sinks import SinkReport
-from mechsink.sinks.massive import MassiveActivations
+from mechsink.sinks.massive.activations import MassiveActivations
 
 REFERENCE = "0.45"
 """Grey of reference lines: read on white and on black."""

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechsink.experiments.checkpoints import as_checkpoints
-from mechsink.experiments.formation import Formation, formation
+from mechsink.experiments.formation.checkpoints import as_checkpoints
+from mechsink.experiments.formation.recorder import Formation, formation
 from mechsink.plotting import Figure
 from mechsink.report.html import Page
 from mechsink.report.paged import Drawn, PagedResult
@@ -96,8 +96,7 @@ def formation_report(
         checkpoints: a `toy_tasks.train` folder or what `train` returned, or a
             mapping from training step to anything `load_model` takes.
         tokens: what to measure on, by default fresh sequences of the task.
-        options: of `mechsink.experiments.formation.formation`, such as task=,
-            position=, n_prompts=.
+        options: of `ms.formation`, such as task=, position=, n_prompts=.
 
     Raises:
         ValueError, FileNotFoundError: as `formation`.

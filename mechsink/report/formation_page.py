@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from mechsink import plotting
-from mechsink.experiments.moment import MEASURES
+from mechsink.experiments.formation.moment import MEASURES
 from mechsink.plotting import Figure
 from mechsink.report import formation_figures as draw
 from mechsink.report.formation import FormationReport

@@ -15,9 +15,9 @@ from mechsink.report.paged import Drawn, PagedResult
 from mechsink.report.svg import inline_svg
 from mechsink.report.tables import to_table
 from mechsink.run import Model
-from mechsink.sinks.dormant_result import ActiveDormant
-from mechsink.sinks.dormant_texts import Texts
-from mechsink.sinks.heads import active_dormant
+from mechsink.sinks.dormant.heads import active_dormant
+from mechsink.sinks.dormant.result import ActiveDormant
+from mechsink.sinks.dormant.texts import Texts
 
 SHOWN = 40  # heads in a table of the page; all stand in table.csv
 

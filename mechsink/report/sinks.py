@@ -31,7 +31,7 @@ from mechsink.report.texts import default_rows, token_rows
 from mechsink.results import provenance
 from mechsink.run import Model
 from mechsink.sinks.logits import SinkLogitMeter
-from mechsink.sinks.massive import MassiveActivationMeter
+from mechsink.sinks.massive.activations import MassiveActivationMeter
 from mechsink.sinks.measure import Batch, Meter, measure
 from mechsink.sinks.residuals import ResidualNormMeter
 from mechsink.sinks.scores import SinkScoreMeter

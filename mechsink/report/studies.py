@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechsink.experiments.seeds import cell
+from mechsink.experiments.grids.seeds import cell
 from mechsink.experiments.study import Study
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import mechsink as ms
-from mechsink.experiments.all_for_one import (
+from mechsink.experiments.all_for_one.experiment import (
     all_for_one,
     waiting_baselines,
     wilson,
 )
-from mechsink.experiments.all_for_one_search import (
+from mechsink.experiments.all_for_one.search import (
     AllForOneSearch,
     search_all_for_one,
     transfer,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mechsink.experiments.attention_swaps import SWAPS, swap_effects
+from mechsink.experiments.formation.swaps import SWAPS, swap_effects
 from mechsink.models.toy import ToyModel
 from toy_tasks import PRESETS, BigramBackcopy, ToyTransformer
 

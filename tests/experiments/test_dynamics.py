@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mechsink.experiments.dynamics import SinkDynamics, sink_dynamics
-from mechsink.experiments.dynamics_paths import _moments
+from mechsink.experiments.dynamics.paths import _moments
+from mechsink.experiments.dynamics.study import SinkDynamics, sink_dynamics
 from mechsink.experiments.study import as_claims
 
 

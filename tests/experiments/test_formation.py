@@ -7,10 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from mechsink.experiments.checkpoints import Checkpoint, as_checkpoints, checkpoints_of
-from mechsink.experiments.formation import FormationRecorder, formation
-from mechsink.experiments.moment import MEASURES
-from mechsink.experiments.timeline import Formation
+from mechsink.experiments.formation.checkpoints import (
+    Checkpoint,
+    as_checkpoints,
+    checkpoints_of,
+)
+from mechsink.experiments.formation.moment import MEASURES
+from mechsink.experiments.formation.recorder import FormationRecorder, formation
+from mechsink.experiments.formation.timeline import Formation
 from toy_tasks import (
     PRESETS,
     BigramBackcopy,

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from mechsink.experiments import grid
-from mechsink.experiments.grid import Setting, train_grid
+from mechsink.experiments.grids import grid
+from mechsink.experiments.grids.grid import Setting, train_grid
 from toy_tasks import PRESETS, BigramBackcopy, Preset, ToyConfig, TrainRun
 
 MODEL = ToyConfig(d_model=16, d_head=8, d_mlp=16, n_ctx=8)

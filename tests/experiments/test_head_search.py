@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechsink.experiments.head_profile import (
+from mechsink.experiments.head_search.profile import (
     NextTokenEntropy,
     answer_is_right,
     next_token_entropy,
     profile_heads,
 )
-from mechsink.experiments.head_search import act_search, zero_tuning_search
+from mechsink.experiments.head_search.search import act_search, zero_tuning_search
 from mechsink.interventions.attention_edits import (
     on_heads,
     soft_pag,

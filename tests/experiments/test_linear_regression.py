@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mechsink.experiments.linear_regression import (
+from mechsink.experiments.regression.experiment import (
     LENGTHS,
     SETTINGS,
     LinearRegressionStudy,

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from mechsink.experiments.choices import Choices, LabelIsRight, LabelMargin
-from mechsink.experiments.head_categories import attention_statistics, category
-from mechsink.experiments.label_nodes import patched_effects, sender
-from mechsink.experiments.multiple_choice import (
+from mechsink.experiments.choices.categories import attention_statistics, category
+from mechsink.experiments.choices.experiment import (
     MultipleChoiceResult,
     multiple_choice,
 )
+from mechsink.experiments.choices.nodes import patched_effects, sender
+from mechsink.experiments.choices.prompts import Choices, LabelIsRight, LabelMargin
 from mechsink.interventions.paths import path_patch
 from mechsink.models.toy import ToyModel
 from mechsink.run import Run

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mechsink as ms
-from mechsink.experiments.streaming import streaming
-from mechsink.experiments.streaming_study import (
+from mechsink.experiments.streaming.experiment import streaming
+from mechsink.experiments.streaming.study import (
     ANEW,
     DENSE,
     SINKS,

@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from mechsink.experiments.formation_study import formation_study
+from mechsink.experiments.formation.study import formation_study
+from mechsink.experiments.grids.seeds import by_run, overview, seed_panels, summary
 from mechsink.experiments.mitigation import mitigation_study
 from mechsink.experiments.operators import operator_study
-from mechsink.experiments.seeds import by_run, overview, seed_panels, summary
 from mechsink.experiments.study import ClaimFailed, Study, as_claims, claim
 from mechsink.report.studies import markdown, write_study
 from mechsink.results import student_t

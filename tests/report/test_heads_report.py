@@ -7,7 +7,7 @@ from mechsink.cli import app
 from mechsink.report.domains import default_domains, read_domains
 from mechsink.report.heads import HeadsReport
 from mechsink.report.texts import PER_TOKEN
-from mechsink.sinks.dormant_result import ActiveDormant
+from mechsink.sinks.dormant.result import ActiveDormant
 from tests.report.test_html import Reader
 from tests.report.tiny_model import save_tiny
 

@@ -14,11 +14,11 @@ from scipy.stats import ttest_ind
 from mechsink.models.load import load_model
 from mechsink.models.toy import ToyModel
 from mechsink.report.texts import default_texts
-from mechsink.sinks.dormant_contrast import contrasts, least_p_value, q_values
-from mechsink.sinks.dormant_losses import head_losses
-from mechsink.sinks.dormant_result import ActiveDormant
-from mechsink.sinks.dormant_table import compared
-from mechsink.sinks.heads import _dormancy, active_dormant
+from mechsink.sinks.dormant.contrast import contrasts, least_p_value, q_values
+from mechsink.sinks.dormant.heads import _dormancy, active_dormant
+from mechsink.sinks.dormant.losses import head_losses
+from mechsink.sinks.dormant.result import ActiveDormant
+from mechsink.sinks.dormant.table import compared
 from mechsink.sites import Site
 from tests.models.backends import load
 from tests.sinks.canned import CannedModel
@@ -155,7 +155,7 @@ def test_losses_equal_brute_force(name):
 
 def test_models_that_cannot_be_continued_run_whole(planted, monkeypatch):
     from mechsink.models.continuation import CannotContinueError
-    from mechsink.sinks import dormant_losses
+    from mechsink.sinks.dormant import losses as dormant_losses
 
     tokens = planted.sample("work", 4, 0)
     model = ToyModel(planted.model)

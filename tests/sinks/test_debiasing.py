@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mechsink.sinks.debiasing import (
+from mechsink.sinks.spans.debiasing import (
     DebiasedPositions,
     debias_positions,
     positional_trend,

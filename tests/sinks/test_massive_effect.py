@@ -7,8 +7,8 @@ import torch
 
 from mechsink.models.load import load_model
 from mechsink.models.toy import ToyModel
-from mechsink.sinks.massive import massive_activations
-from mechsink.sinks.massive_effect import MassiveEffect, massive_effect
+from mechsink.sinks.massive.activations import massive_activations
+from mechsink.sinks.massive.effect import MassiveEffect, massive_effect
 from toy_tasks import ToyConfig, ToyTransformer
 
 PROMPTS = torch.tensor([[0, 1, 2, 3], [3, 1, 2, 1]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mechsink.sinks.massive import massive_activations
+from mechsink.sinks.massive.activations import massive_activations
 from mechsink.sinks.residuals import residual_norms
 from mechsink.sinks.values import value_norm, value_norms
 from tests.sinks.canned import CannedModel, tokens

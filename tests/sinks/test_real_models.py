@@ -6,7 +6,7 @@ import torch
 from mechsink.models.load import load_model
 from mechsink.run import Model
 from mechsink.sinks.logits import sink_logits
-from mechsink.sinks.massive import massive_activations
+from mechsink.sinks.massive.activations import massive_activations
 from mechsink.sinks.residuals import residual_norms
 from mechsink.sinks.scores import sink_score, sink_scores
 from mechsink.sinks.values import value_norms

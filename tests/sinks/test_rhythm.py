@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from mechsink.sinks import key_blocks
-from mechsink.sinks.rhythm import AttentionRhythm, attention_rhythm, credit_weights
-from mechsink.sinks.rhythm_coupling import RhythmCoupling, coupling_test
-from mechsink.sinks.rhythm_series import fai, head_span, top_share, waad, waad_peaks
+from mechsink.sinks.rhythm.attention import (
+    AttentionRhythm,
+    attention_rhythm,
+    credit_weights,
+)
+from mechsink.sinks.rhythm.coupling import RhythmCoupling, coupling_test
+from mechsink.sinks.rhythm.series import fai, head_span, top_share, waad, waad_peaks
 from tests.models.backends import load
 from tests.sinks.canned import CannedModel, causal_softmax
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mechsink.models.load import load_model
-from mechsink.sinks.secondary import SecondarySinks, secondary_sinks
-from mechsink.sinks.secondary_primary import primary_weakening
-from mechsink.sinks.secondary_rules import active_range, label_rule
+from mechsink.sinks.secondary.primary import primary_weakening
+from mechsink.sinks.secondary.rules import active_range, label_rule
+from mechsink.sinks.secondary.sinks import SecondarySinks, secondary_sinks
 from tests.sinks.canned import CannedModel
 
 N_LAYERS, D_MODEL, N_POS = 36, 4, 12

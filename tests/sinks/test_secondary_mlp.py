@@ -5,10 +5,10 @@ import torch
 
 from mechsink.models.load import load_model
 from mechsink.models.toy import ToyModel
-from mechsink.sinks.secondary import secondary_sinks
-from mechsink.sinks.secondary_mlp import MLPCreation, mlp_creation
-from mechsink.sinks.secondary_push import mlp_alone, principal_components
-from mechsink.sinks.secondary_steering import steer_mlp
+from mechsink.sinks.secondary.mlp import MLPCreation, mlp_creation
+from mechsink.sinks.secondary.push import mlp_alone, principal_components
+from mechsink.sinks.secondary.sinks import secondary_sinks
+from mechsink.sinks.secondary.steering import steer_mlp
 from mechsink.sites import Site
 from toy_tasks import ToyConfig, ToyTransformer
 

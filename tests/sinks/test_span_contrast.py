@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mechsink.models.toy import ToyModel
-from mechsink.sinks.span_contrast import SpanContrast, map_contrast, span_contrast
+from mechsink.sinks.spans.contrast import SpanContrast, map_contrast, span_contrast
 from mechsink.sites import Site
 from tests.models.backends import SMALL
 from tests.sinks.drawn import DrawnModel

@@ -12,12 +12,12 @@ from mechsink.interventions.saliency_edits import reinforce_recent, saliency_gen
 from mechsink.models.generation import generate
 from mechsink.models.toy import ToyModel
 from mechsink.run import ModelShape, Run
-from mechsink.sinks.saliency_alarm import (
+from mechsink.sinks.spans.alarm import (
     SaliencyAlarm,
     candidate_saliency,
     saliency_alarm,
 )
-from mechsink.sinks.span_saliency import AttentionSaliency, attention_saliency
+from mechsink.sinks.spans.saliency import AttentionSaliency, attention_saliency
 from mechsink.sites import Site
 from tests.models.backends import SMALL, load
 from toy_tasks import ToyConfig, ToyTransformer

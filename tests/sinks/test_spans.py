@@ -7,10 +7,10 @@ from torch import Tensor
 from mechsink.interventions.span_edits import vhr_amplify
 from mechsink.models.positions import reposition
 from mechsink.models.toy import ToyModel
-from mechsink.sinks.divergence import head_divergence, vhr_heads
-from mechsink.sinks.span_attention import span_attention
-from mechsink.sinks.span_tokens import span_tokens
-from mechsink.sinks.spans import sink_dimensions, sink_phi, span_sinks
+from mechsink.sinks.spans.attention import span_attention
+from mechsink.sinks.spans.divergence import head_divergence, vhr_heads
+from mechsink.sinks.spans.sinks import sink_dimensions, sink_phi, span_sinks
+from mechsink.sinks.spans.tokens import span_tokens
 from mechsink.sites import Site
 from tests.models.backends import SMALL, load
 from tests.sinks.canned import CannedModel

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import mechsink as ms
-from mechsink.experiments.formation import formation
+from mechsink.experiments.formation.recorder import formation
 from mechsink.models.toy import ToyModel
 from mechsink.report.texts import default_rows
 from mechsink.sites import Site
@@ -248,7 +248,7 @@ def test_a_folder_is_a_mechsink_model_that_reads_numbers(planted):
 
 
 @pytest.mark.matrix
-def test_a_sink_timeline_of_sums_asks_for_tokens(planted):
+def test_a_sink_recorder_sums_asks_for_tokens(planted):
     with pytest.raises(ValueError, match="Pass tokens="):
         formation(planted)
     timeline = formation({1: planted.model(1)}, TASK.held_out_prompts()[0][:8])

@@ -1,0 +1,1 @@
+"""All for One: waiting, peeking, and the search for both."""

@@ -1,0 +1,1 @@
+"""Multiple choice, the Chinchilla way."""

@@ -1,0 +1,1 @@
+"""Reduced dynamics of a sink beside training."""

@@ -1,0 +1,1 @@
+"""How sinks form in training: timelines, and what makes them."""

@@ -1,0 +1,1 @@
+"""Grids of toys over seeds: trained side by side, measured, summarised."""

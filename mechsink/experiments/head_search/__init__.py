@@ -1,0 +1,1 @@
+"""Heads ranked by what an edit of them does."""

@@ -1,0 +1,155 @@
+"""Head searches: which heads to tune or calibrate, and how strongly.
+
+Each is `profile_heads` (head_profile.py) with its edit and its rule of choice.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mechsink.experiments.head_search.profile import (
+    Goal,
+    Head,
+    HeadProfile,
+    answer_is_right,
+    as_groups,
+    heads_of,
+    profile_heads,
+)
+from mechsink.interventions.attention_edits import (
+    act_calibration,
+    on_heads,
+    zero_tuning,
+)
+from mechsink.prompts import PromptPairs
+from mechsink.results import Result
+from mechsink.run import Edit, Metric, Model
+from mechsink.sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroTuningSearch(Result):
+    """Head classes and the shared gamma that ZeroTuning would use.
+
+    `table`: layer, head, up, down, kind: mean effects with gamma above and below 1,
+    and "up", "down" or "none" by the larger help. `grid`: gamma, value: the metric's
+    mean with all heads of the larger class tuned together; gamma 1 is the plain model.
+    """
+
+    grid: pd.DataFrame
+    kind: Literal["up", "down"]
+    gamma: float
+
+    @property
+    def heads(self) -> list[Head]:
+        """The heads of the larger class."""
+        return heads_of(self.table[self.table["kind"] == self.kind])
+
+    @property
+    def edit(self) -> dict[Site, Edit]:
+        """What was found, for `model.run` and `generate`."""
+        return on_heads(zero_tuning(self.gamma), self.heads)
+
+
+def zero_tuning_search(
+    model: Model,
+    prompts: PromptPairs | Int[Tensor, "prompt pos"],
+    metric: Metric,
+    *,
+    probe: float = 1.5,
+    gammas: Sequence[float] = (0.25, 0.5, 0.75, 1.25, 1.5, 2.0, 3.0),
+    heads: Iterable[Head] | None = None,
+    goal: Goal = "higher",
+) -> ZeroTuningSearch:
+    """Profile heads with gamma above and below 1, then tune the larger class.
+
+    Each head is tried with `probe` and 1 / `probe`; a head that gains with the first
+    is "up", with the second "down", by the larger gain if with both. The heads of
+    the larger class share the gamma of `gammas` that is best for all prompts
+    together, or 1 if none beats the plain model.
+
+    Args:
+        model, prompts, metric, heads, goal: as in `profile_heads`; with
+            `next_token_entropy` and goal="lower" it needs no answers.
+        probe: the gamma of the profile, above 1.
+        gammas: what is tried on the class, all above 0.
+
+    Raises:
+        ValueError: probe not above 1, or as `profile_heads`.
+
+    Source: ZeroTuning (arXiv:2505.11739).
+    """
+    if not probe > 1:
+        raise ValueError(f"zero_tuning_search: probe={probe}. Allowed: above 1.")
+    tried = None if heads is None else list(heads)
+    up, down = (
+        profile_heads(model, prompts, zero_tuning(g), metric, heads=tried, goal=goal)
+        for g in (probe, 1 / probe)
+    )
+    sign = 1 if goal == "higher" else -1
+    table: Any = up.table[["layer", "head"]].copy()
+    table["up"], table["down"] = up.table["effect"], down.table["effect"]
+    gains: Any = sign * table[["up", "down"]]
+    table["kind"] = np.where(gains.max(axis=1) > 0, gains.idxmax(axis=1), "none")
+    counts = {kind: int((table["kind"] == kind).sum()) for kind in ("up", "down")}
+    kind: Literal["up", "down"] = "up" if counts["up"] >= counts["down"] else "down"
+    chosen = heads_of(table[table["kind"] == kind])
+    plain: Any = up.prompts.drop_duplicates("prompt")["full"]
+    values = {1.0: float(plain.mean())}
+    for gamma in gammas if chosen else ():
+        edits = on_heads(zero_tuning(gamma), chosen)
+        values[gamma] = _mean(model, prompts, metric, edits)
+    grid = pd.DataFrame(sorted(values.items()), columns=["gamma", "value"])
+    best = max(values, key=lambda gamma: sign * values[gamma])
+    meta = {**up.meta, "settings": {**up.meta["settings"], "probe": probe}}
+    return ZeroTuningSearch(table, meta, grid, kind, float(best))
+
+
+def act_search(
+    model: Model,
+    prompts: PromptPairs | Int[Tensor, "prompt pos"],
+    metric: Metric = answer_is_right,
+    *,
+    beta: float = 0.4,
+    theta: float = 0.1,
+    layers: Collection[int] | None = None,
+    goal: Goal = "higher",
+) -> HeadProfile:
+    """ACT's head search: calibrate one head at a time on a calibration set.
+
+    `.helpful()` are the heads that beat the uncalibrated model; apply them with
+    on_heads(act_calibration(beta, theta), profile.helpful()).
+
+    Args:
+        model, prompts, metric, goal: as in `profile_heads`.
+        beta, theta: as in `act_calibration`.
+        layers: those searched; default: all but the first two and the last, as in
+            the paper, or all of a model with fewer than four layers.
+
+    Source: ACT (ICML 2024); keeping what beats the plain model is ours.
+    """
+    n_layers = model.shape.n_layers
+    if layers is None:
+        layers = range(2, n_layers - 1) if n_layers > 3 else range(n_layers)
+    heads = [(n, h) for n in layers for h in range(model.shape.n_heads)]
+    edit = act_calibration(beta, theta)
+    return profile_heads(model, prompts, edit, metric, heads=heads, goal=goal)
+
+
+def _mean(
+    model: Model,
+    prompts: PromptPairs | Tensor,
+    metric: Metric,
+    edit: Mapping[Site, Edit],
+) -> float:
+    values = [
+        metric(model.run(group.clean, read=metric.reads, edit=edit), group)
+        for group in as_groups(model, prompts)
+    ]
+    return float(torch.cat(values).double().mean())

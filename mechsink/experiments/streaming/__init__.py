@@ -1,0 +1,1 @@
+"""Streaming with a bounded cache."""

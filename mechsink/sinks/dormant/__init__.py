@@ -1,0 +1,1 @@
+"""Active and dormant heads: rest on one domain, work on another."""

@@ -1,0 +1,1 @@
+"""Massive activations: found, and overwritten."""

@@ -1,0 +1,1 @@
+"""The rhythm of attention: local and global heads, preplan and anchor tokens."""

@@ -1,0 +1,1 @@
+"""Secondary sinks: found, dated, made by which MLP, steered."""

@@ -1,0 +1,1 @@
+"""Marked spans of a prompt: their sinks, attention, saliency, contrast."""
