@@ -69,7 +69,7 @@ def heads(
     position: Annotated[int, typer.Option(help="The sink's position.", min=0)] = 0,
     confirm: Annotated[
         int, typer.Option(help="Heads to zero, the most different first.", min=0)
-    ] = 20,
+    ] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the permutations.", min=0)] = 0,
 ) -> None:
     """Which heads rest on one kind of text and work on another.

@@ -360,7 +360,7 @@ def test_bad_input(planted):
     refused("text 0 of 'a' is empty", {"a": ["", "x"], "b": two})
 
 
-@pytest.mark.matrix
+@pytest.mark.slow
 def test_a_trained_bigram_backcopy_head_rests_without_triggers(tmp_path):
     """Domains with and without triggers: the one head is dormant on the second."""
     task = BigramBackcopy.from_text()
@@ -405,7 +405,7 @@ def code_texts(n: int) -> list[str]:
     return found[:n]
 
 
-@pytest.mark.pretrained
+@pytest.mark.slow
 def test_smollm2_prose_against_code():
     """Means .40 and .44 over all heads; three heads that a prototype found strong.
 
