@@ -170,6 +170,7 @@ def test_denoising_is_noising_with_the_prompts_exchanged() -> None:
     assert off(plain.table["score"], want.table["score"]) > 0.01
 
 
+@pytest.mark.matrix
 def test_integration_is_complete_and_by_midpoints() -> None:
     # Over all of the input, the exact integral is the difference of the two metrics;
     # midpoints leave an error that falls four times when steps double.
@@ -186,7 +187,7 @@ def test_integration_is_complete_and_by_midpoints() -> None:
     assert np.abs(errors[-1]).max() < 2e-3 * np.ptp([*found.clean, *found.corrupted])
 
 
-@pytest.mark.first_case
+@pytest.mark.matrix
 @pytest.mark.parametrize("site", ["resid_pre", "z", "k", "mlp_out", "pattern"])
 def test_steps_settle(site: str) -> None:
     model, own = toy(mlp="linear"), pairs()

@@ -83,7 +83,7 @@ def test_thresholds_and_orders_matter():
     assert found[1] != found[2]
 
 
-@pytest.mark.first_case
+@pytest.mark.matrix
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
 def test_batches_of_any_size_decide_alike(at_once, monkeypatch):
     want = acdc(MODEL, PAIRS, logit_diff, tau=0.02)
@@ -136,7 +136,7 @@ def test_planted_circuits_come_back_edge_by_edge(name):
     assert set(acdc(model, pairs, tau=0.1).edges) == case.edges
 
 
-@pytest.mark.first_case
+@pytest.mark.matrix
 @pytest.mark.parametrize("objective", ["kl", "metric"])
 def test_against_brute_force_from_the_weights(objective):
     """Another implementation, which shares no code with this one."""

@@ -152,6 +152,7 @@ def test_it_is_the_ratio_of_means_not_the_mean_of_ratios(model, scores):
     np.testing.assert_allclose(found.table["full"], m, rtol=1e-9)
 
 
+@pytest.mark.matrix
 def test_the_noisy_gate_has_its_expected_faithfulness():
     """All 216 pairs, each once: the ratio of expectations, computed without a model."""
     for arms in ((0,), (0, 1), (1, 2), (0, 1, 2), ()):

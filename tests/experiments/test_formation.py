@@ -140,6 +140,7 @@ def test_a_recorder_sees_the_same_while_training(trained, timeline):
         FormationRecorder(torch.zeros(1, 2, dtype=torch.int64)).result()
 
 
+@pytest.mark.matrix
 def test_own_prompts_are_drawn_to_the_toys_context(trained, capsys):
     drawn = formation(trained[0], n_prompts=2, progress=True)
     assert "measuring" in capsys.readouterr().err

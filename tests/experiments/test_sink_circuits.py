@@ -157,7 +157,7 @@ def test_backcopy_rests_on_its_first_token_by_the_embedding(variant):
     assert rows.loc["top", "value"] < 0.5 * rows.loc["clean", "value"]
 
 
-@pytest.mark.first_case
+@pytest.mark.matrix
 @pytest.mark.parametrize("reference", ["mean", "zero"])
 @pytest.mark.parametrize("n_kv_heads", [4, 2])
 def test_on_an_affine_model_attribution_is_ablation(n_kv_heads, reference):

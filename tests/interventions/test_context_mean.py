@@ -133,6 +133,7 @@ def test_a_subset_of_prompts_is_averaged_over_all_values() -> None:
     torch.testing.assert_close(few, context_means(model, ALL, 2).values[[3, 11]])
 
 
+@pytest.mark.matrix
 def test_sampled_means_lie_within_their_standard_errors() -> None:
     model = double_toy()
     wide = prompts_over({1: list(range(5, 15)), 3: list(range(30, 42)), 4: [50, 51]})

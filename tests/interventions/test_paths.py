@@ -306,7 +306,7 @@ CASES: dict[str, tuple[list[Site], list[Site] | None]] = {
 }
 
 
-@pytest.mark.first_case
+@pytest.mark.matrix
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_path_equals_the_stream_kept_by_hand(family: str) -> None:
     with exact(family):

@@ -95,6 +95,7 @@ def test_years_follow_how_the_tokenizer_cuts_them(
             assert all((y > start) is later and y != start for y in years), line
 
 
+@pytest.mark.matrix
 def test_what_does_not_align_is_counted_by_reason() -> None:
     # 90 countries, 3 templates. The four capitals of two words are never one token;
     # five pairs of country and capital are in the vocabulary, the rest is unknown.

@@ -98,6 +98,7 @@ def test_sums_by_hand_and_all_true() -> None:
         assert a != c and b != d and answer != wrong
 
 
+@pytest.mark.matrix
 def test_a_lone_largest_pair_still_finds_another() -> None:
     # 10+10 has no other pair of two-digit operands up to 10.
     made = prompt_sets.sums(model("words"), 300, largest=10)

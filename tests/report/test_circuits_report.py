@@ -102,6 +102,7 @@ def test_halves_are_disjoint_whole_and_drawn_by_the_seed():
     assert split(19, 0) == (list(range(19)), list(range(19)))
 
 
+@pytest.mark.matrix
 def test_few_pairs_do_both_and_the_page_says_so(planted):
     _, model, pairs = planted
     few = some(pairs, range(6))
@@ -196,6 +197,7 @@ def test_it_is_saved_with_its_circuit_and_read_back(report, tmp_path):
     assert len(settings["pairs_that_choose"]) == 12
 
 
+@pytest.mark.matrix
 @WEAK
 def test_a_ready_set_says_what_was_made(tmp_path):
     model = load_model(save_tiny(tmp_path / "tiny"))

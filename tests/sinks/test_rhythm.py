@@ -190,6 +190,7 @@ def noise(generator, n=120):
     return torch.tensor(np.convolve(white, np.ones(5) / 5, mode="valid"))
 
 
+@pytest.mark.matrix
 def test_independent_series_are_called_coupled_at_the_nominal_rate():
     generator = np.random.default_rng(0)
     for n_prompts in (1, 3):

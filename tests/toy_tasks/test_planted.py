@@ -123,7 +123,7 @@ def test_pruning_leaves_exactly_the_planted_edges(name):
 ROUTED = [n for n in PLANTED if n.split("-")[0] not in ("and", "or")]
 
 
-@pytest.mark.first_case
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", ROUTED)
 def test_only_saturated_attention_hides_from_the_gradient(name):
     """Gradient at the clean prompt against the true effect, on the query edge."""
