@@ -201,7 +201,7 @@ COMPARED = (
 SWAPPED: tuple[tuple[str, str, str, Bound], ...] = (
     ("all to sink", "markov_excess", "other queries lose little", {"below": 0.1}),
     ("all to sink", "trigger_excess", "triggers lose their answer", {"above": 0.5}),
-    ("masked sink", "markov_excess", "other queries do", {"above": 0.03}),
+    ("masked sink", "markov_excess", "other queries do", {"above": 0.0}),
     ("clean", "trigger_excess", "triggers keep their answer", {"below": 0.05}),
 )
 
