@@ -7,6 +7,7 @@ its attention swapped at the end.
 Source: Guo et al. 2024 (arXiv:2410.13835).
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -220,8 +221,8 @@ def _claims(study: FormationStudy) -> list[dict[str, Any]]:
     ]
     for one, other, measure, text in COMPARED:
         pairs = zip(of(one, measure), of(other, measure), strict=False)
-        if gaps := [a - b for a, b in pairs]:
-            rows.append(claim(f"{text} (difference)", gaps, above=0.0))
+        if gaps := [math.log(a / b) for a, b in pairs]:  # both are ratios of norms
+            rows.append(claim(f"{text} (log of one over the other)", gaps, above=0.0))
     plain = study.swaps[study.swaps["setting"] == "1 layer"]
     cost = plain.pivot(index="seed", columns=["swap", "measure"], values="value")
     for swap, measure, text, bounds in SWAPPED if len(cost) else ():
