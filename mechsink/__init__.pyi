@@ -53,6 +53,8 @@ from .experiments.choices.experiment import multiple_choice as multiple_choice
 from .experiments.choices.prompts import Choices as Choices
 from .experiments.dynamics.study import SinkDynamics as SinkDynamics
 from .experiments.dynamics.study import sink_dynamics as sink_dynamics
+from .experiments.emergence.study import EmergenceStudy as EmergenceStudy
+from .experiments.emergence.study import emergence as emergence
 from .experiments.formation.checkpoints import Checkpoint as Checkpoint
 from .experiments.formation.checkpoints import checkpoints_of as checkpoints_of
 from .experiments.formation.recorder import FormationRecorder as FormationRecorder

@@ -23,7 +23,15 @@ from tests.report.tiny_model import save_tiny
 
 VERBS = ["demo", "sinks", "heads", "models", "form", "patch", "circuit", "af1"]
 VERBS += ["experiment"]
-NAMES = ["operators", "formation", "mitigation", "dynamics", "regression", "streaming"]
+NAMES = [
+    "operators",
+    "formation",
+    "emergence",
+    "mitigation",
+    "dynamics",
+    "regression",
+    "streaming",
+]
 STUDIES = [f"experiment {name}" for name in NAMES]
 
 

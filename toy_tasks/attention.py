@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from toy_tasks.config import Carrier, ToyConfig
 from toy_tasks.layers import HookPoint, weight
+from toy_tasks.positions import ScoreBias, rotated
 
 FUSED_FROM = 64
 """On a CPU, prompts up to so many tokens take the explicit path: there the fused
@@ -25,13 +26,18 @@ class Attention(nn.Module):
     Masked scores are -inf, so a hook on `hook_attn_scores` sees -inf above the
     diagonal, and wherever the layer's carrier hides a key. Softmax rows sum to 1;
     the ReLU pattern is relu(score) / (i + 1) for query position i, and its rows
-    need not.
+    need not. Rotary angles are applied after `hook_q` and `hook_k`: what stands there
+    is linear in the normed residual, whatever the positions.
     """
 
     def __init__(self, config: ToyConfig, layer: int = 0) -> None:
         super().__init__()
         self.carrier: Carrier = config.carrier(layer)
+        self.prefix = config.prefix
         self.is_softmax = config.attention == "softmax"
+        self.is_rotary = config.positions == "rotary"
+        has_bias = config.positions in ("alibi", "relative")
+        self.bias = ScoreBias(config) if has_bias else None
         self.group = config.n_heads // config.kv_heads  # heads per key-value head
         self.W_Q = weight(config.n_heads, config.d_model, config.d_head)
         self.W_K = weight(config.kv_heads, config.d_model, config.d_head)
@@ -49,11 +55,22 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch pos d_model"],
         past: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """What the heads write; `past` as in `Block.forward`."""
+        """What the heads write; `past` as in `Block.forward`.
+
+        Raises:
+            ValueError: a past is given, but a prefix sees later tokens.
+        """
         q, k, v = self.project(x)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         if past is not None:
+            if self.prefix:
+                raise ValueError(
+                    f"Attention: the first {self.prefix} tokens see each other "
+                    "(prefix), so they can't be gone on from. Run all tokens at once."
+                )
             k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
+        if self.is_rotary:
+            q, k = rotated(q, k.shape[1] - q.shape[1]), rotated(k)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # batch head pos d_head
         if self.group > 1:
             k, v = (t.repeat_interleave(self.group, dim=1) for t in (k, v))
@@ -72,10 +89,14 @@ class Attention(nn.Module):
         k: Float[Tensor, "batch head pos d_head"],
         v: Float[Tensor, "batch head pos d_head"],
     ) -> Float[Tensor, "batch head pos d_head"]:
-        if self.carrier == "full":  # no mask to read: faster
+        if self.carrier == "full" and not self.prefix and self.bias is None:
+            # No mask to read: faster.
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        seen = visible(self.carrier, q.shape[2], k.shape[2], q.device)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        mask = visible(self.carrier, q.shape[2], k.shape[2], q.device, self.prefix)
+        if self.bias is not None:
+            bias = self.bias(q.shape[2], k.shape[2]).to(q.dtype)
+            mask = bias.masked_fill(~mask, -torch.inf)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def project(
         self, x: Float[Tensor, "batch pos d_model"]
@@ -97,10 +118,15 @@ class Attention(nn.Module):
         q: Float[Tensor, "batch head query d_head"],
         k: Float[Tensor, "batch head key d_head"],
     ) -> Float[Tensor, "batch head query key"]:
-        """Attention of the last `query` positions to all `key` positions."""
+        """Attention of the last `query` positions to all `key` positions.
+
+        Queries and keys are rotated already, where positions are rotary.
+        """
         n_query, n_key = q.shape[2], k.shape[2]
         scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
-        seen = visible(self.carrier, n_query, n_key, q.device)
+        if self.bias is not None:
+            scores = scores + self.bias(n_query, n_key).to(scores.dtype)
+        seen = visible(self.carrier, n_query, n_key, q.device, self.prefix)
         scores = self.hook_attn_scores(scores.masked_fill(~seen, -torch.inf))
         if self.is_softmax:
             return self.hook_pattern(scores.softmax(-1))
@@ -109,11 +135,19 @@ class Attention(nn.Module):
 
 
 def visible(
-    carrier: Carrier, n_query: int, n_key: int, device: torch.device
+    carrier: Carrier,
+    n_query: int,
+    n_key: int,
+    device: torch.device,
+    prefix: int = 0,
 ) -> Bool[Tensor, "query key"]:
-    """Keys that the last `n_query` of a prompt's `n_key` tokens may see."""
+    """Keys that the last `n_query` of a prompt's `n_key` tokens may see.
+
+    The first `prefix` tokens are seen by all.
+    """
     causal = torch.ones(n_query, n_key, dtype=torch.bool, device=device)
     causal = causal.tril(n_key - n_query)
+    causal[:, :prefix] = True
     if carrier == "full":
         return causal
     seen = causal.triu(n_key - n_query)  # itself

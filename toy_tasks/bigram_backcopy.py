@@ -7,7 +7,7 @@ Source: Guo et al. 2024, Active-Dormant Attention Heads (arXiv:2410.13835).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from toy_tasks.alias import AliasTable
 from toy_tasks.characters import count_characters, default_text
+from toy_tasks.jsonable import ADDED_LATER
 
 BOS = "<s>"
 DELIMITER = "<d>"
@@ -37,6 +38,13 @@ class BigramBackcopy:
 
     A sequence opens with `n_bos` tokens `<s>`, then a token from the marginal
     without triggers. Probabilities are float64; build from a text with `from_text`.
+
+    Two positions may be out of order (Gu et al. 2024, arXiv:2410.10781):
+
+    - `random_at=(a, b)`: the tokens at a to b - 1 are uniform over all but `<s>`,
+      whatever came before; what follows them obeys the law above;
+    - `bos_at=p`: one more `<s>` stands at p, and the token after it is drawn as after
+      the opening.
     """
 
     vocab: list[str]  # token strings: characters, "<s>", "<d>" if it has delimiters
@@ -46,6 +54,8 @@ class BigramBackcopy:
     mode: Mode = "backcopy"
     copy_probability: float = 1.0
     n_bos: int = 1
+    random_at: tuple[int, int] | None = field(default=None, metadata=ADDED_LATER)
+    bos_at: int | None = field(default=None, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         if self.mode not in ("backcopy", "icl", "markov", "dormant_markov"):
@@ -61,6 +71,22 @@ class BigramBackcopy:
         if self.n_bos not in (0, 1, 2):
             raise ValueError(
                 f"BigramBackcopy: n_bos={self.n_bos}. Allowed: 0, 1 or 2 tokens <s>."
+            )
+        if self.random_at is not None:
+            a, b = self.random_at
+            if not self.n_bos <= a < b:
+                raise ValueError(
+                    f"BigramBackcopy: random_at={self.random_at} with n_bos="
+                    f"{self.n_bos}. Give the first position, {self.n_bos} or later, "
+                    "and the one after the last: (2, 3) is position 2 alone."
+                )
+        if self.bos_at is not None and (
+            self.bos_at < self.n_bos or self.bos_at in range(*(self.random_at or (0,)))
+        ):
+            raise ValueError(
+                f"BigramBackcopy: bos_at={self.bos_at} with n_bos={self.n_bos} and "
+                f"random_at={self.random_at}. Take a position after the opening that "
+                "is not random."
             )
         if self.mode == "icl":
             object.__setattr__(self, "mode", "backcopy")
@@ -78,6 +104,8 @@ class BigramBackcopy:
         mode: Mode = "backcopy",
         copy_probability: float = 1.0,
         n_bos: int = 1,
+        random_at: tuple[int, int] | None = None,
+        bos_at: int | None = None,
         delimiter_probability: float = 0.0,
     ) -> "BigramBackcopy":
         """Count a text: relative frequencies of adjacent characters.
@@ -122,6 +150,8 @@ class BigramBackcopy:
             mode=mode,
             copy_probability=copy_probability,
             n_bos=n_bos,
+            random_at=random_at,
+            bos_at=bos_at,
         )
 
     def uniform_successors(self) -> "BigramBackcopy":
@@ -176,14 +206,21 @@ class BigramBackcopy:
             coins = raw >> np.uint64(11) < c * 2**53
 
         out = np.full((length, batch), self.bos, dtype=np.intp)
-        row = np.full(batch, self.d_vocab, dtype=np.intp)  # the first-token law
+        first = np.full(batch, self.d_vocab, dtype=np.intp)  # the first-token law
+        chance = np.full(batch, self.d_vocab + 1, dtype=np.intp)  # the uniform law
         for t in range(self.n_bos, length):
+            if t == self.bos_at:
+                continue
             copied = None
-            if t > self.n_bos:
+            if self._is_random(t):
+                row = chance
+            elif self._is_opening(t):
+                row = first
+            else:
                 row = out[t - 1]
-                # Position 0 without <s> is never a trigger: any `before` will do.
+                # A trigger at position 0 has none before it: the table's law.
                 before = out[t - 2] if t > 1 else row
-                if not is_markov:
+                if not is_markov and t > 1:
                     trigger = copied = is_trigger[row]
                     if c < 1:
                         row = np.where(trigger, before, row)
@@ -211,7 +248,8 @@ class BigramBackcopy:
         """Log of the exact law of the next token, after every position, in nats.
 
         Any tokens are allowed. A trigger at position 0 has no earlier token: the
-        law is then `table[x]`. Impossible tokens get -inf.
+        law is then `table[x]`. Impossible tokens get -inf. Before a position of
+        `random_at` or `bos_at` the law is that position's, whatever the token.
         """
         table = self.table.to(tokens.device)
         law = table[tokens]
@@ -228,7 +266,32 @@ class BigramBackcopy:
             opening = (self.first_law if is_last else only_bos).to(tokens.device)
             at_bos = (tokens[:, t] == self.bos)[:, None]
             law[:, t] = torch.where(at_bos, opening, law[:, t])
-        return law.log()
+        return self._out_of_order(tokens, law).log()
+
+    def _out_of_order(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        law: Float64[Tensor, "batch pos vocab"],
+    ) -> Float64[Tensor, "batch pos vocab"]:
+        """The law where `bos_at` and `random_at` change it; in place."""
+        n_pos, p = tokens.shape[1], self.bos_at
+        if p is not None:
+            if p < n_pos:
+                at_bos = (tokens[:, p] == self.bos)[:, None]
+                law[:, p] = torch.where(at_bos, self.first_law.to(law), law[:, p])
+            if 1 <= p <= n_pos:
+                law[:, p - 1] = torch.eye(self.d_vocab)[self.bos].to(law)
+        if self.random_at is not None:
+            a, b = self.random_at
+            law[:, max(a - 1, 0) : b - 1] = self.uniform_law.to(law)
+        return law
+
+    def _is_random(self, t: int) -> bool:
+        return self.random_at is not None and t in range(*self.random_at)
+
+    def _is_opening(self, t: int) -> bool:
+        """Whether a token there is the first, or the first after `bos_at`."""
+        return t == self.n_bos or t - 1 == self.bos_at
 
     def oracle_entropy(
         self, tokens: Int[Tensor, "batch pos"]
@@ -254,6 +317,13 @@ class BigramBackcopy:
         law[self.triggers] = 0
         return law / law.sum()
 
+    @property
+    def uniform_law(self) -> Float64[Tensor, " vocab"]:
+        """Law of the tokens of `random_at`: all but `<s>` alike."""
+        law = torch.ones(self.d_vocab, dtype=torch.float64)
+        law[self.bos] = 0
+        return law / law.sum()
+
     @cached_property
     def _is_trigger(self) -> Bool[Tensor, " vocab"]:
         mask = torch.zeros(self.d_vocab, dtype=torch.bool)
@@ -262,7 +332,7 @@ class BigramBackcopy:
 
     @cached_property
     def _alias(self) -> AliasTable:
-        rows = torch.cat([self.table, self.first_law[None]])
+        rows = torch.cat([self.table, self.first_law[None], self.uniform_law[None]])
         return AliasTable.from_rows(rows.numpy())
 
     def encode(self, text: str) -> list[int]:
@@ -291,10 +361,17 @@ class BigramBackcopy:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON values; `from_json` gives back the same bits."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if "added_later" not in field.metadata
+            or getattr(self, field.name) is not None
+        }
+        if self.random_at is not None:
+            values["random_at"] = list(self.random_at)
         return {
             "task": "bigram_backcopy",
-            **fields,
+            **values,
             "table": self.table.tolist(),
             "marginal": self.marginal.tolist(),
         }
@@ -306,13 +383,16 @@ class BigramBackcopy:
         Raises:
             ValueError: the data describes another task or lacks a part.
         """
-        names = set(cls.__dataclass_fields__)
-        if data.get("task") != "bigram_backcopy" or set(data) != names | {"task"}:
+        later = {f.name for f in fields(cls) if "added_later" in f.metadata}
+        needed = {f.name for f in fields(cls)} - later | {"task"}
+        if data.get("task") != "bigram_backcopy" or set(data) - later != needed:
             raise ValueError(
                 f"from_json: no Bigram-Backcopy task, its keys are {sorted(data)}. "
-                f"Allowed: what to_json wrote, with keys {sorted(names | {'task'})}."
+                f"Allowed: what to_json wrote, with keys {sorted(needed)}."
             )
-        fields = {name: data[name] for name in names}
+        values = {name: value for name, value in data.items() if name != "task"}
         for name in ("table", "marginal"):
-            fields[name] = torch.tensor(fields[name], dtype=torch.float64)
-        return cls(**fields)
+            values[name] = torch.tensor(values[name], dtype=torch.float64)
+        if values.get("random_at") is not None:
+            values["random_at"] = tuple(values["random_at"])
+        return cls(**values)

@@ -7,7 +7,7 @@ from toy_tasks.jsonable import ADDED_LATER, checked_fields, json_fields
 from toy_tasks.operators import Operator
 
 Norm = Literal["layer", "rms", "none"]
-Positions = Literal["learned", "sinusoidal", "none"]
+Positions = Literal["learned", "sinusoidal", "none", "rotary", "alibi", "relative"]
 Normaliser = Literal["softmax", "relu"]
 Nonlinearity = Literal["relu", "linear"]
 Carrier = Literal["full", "self", "peek"]
@@ -24,11 +24,19 @@ class ToyConfig:
     but the last token of the prompt sees all. A token's view at a peeking layer thus
     depends on whether the prompt ends there: that is part of the model.
 
+    `positions`: "learned" and "sinusoidal" are added to the embedding; "rotary",
+    "alibi" and "relative" act in the attention (`toy_tasks.positions`). Rotary turns
+    queries and keys after their hooks, so that these stay linear in what they read.
+
+    `prefix`: the first so many tokens see each other, and training leaves out those
+    targets, which they would see. Such a model is not causal inside the prefix.
+
     Raises:
         ValueError: a size under 1, an unknown choice, a layer that is not there.
 
     Source: Guo et al. 2024 (arXiv:2410.13835) for architecture and ablations; "All
-    for One" (arXiv:2509.09650) for self-only and peeking layers.
+    for One" (arXiv:2509.09650) for self-only and peeking layers; Gu et al. 2024
+    (arXiv:2410.10781) for the choice of positions and the prefix.
     """
 
     d_vocab: int = 0
@@ -54,6 +62,7 @@ class ToyConfig:
     )
     # Weight of `decorrelation_loss` after each block but the last, added in training.
     decorrelation: float = field(default=0.0, metadata=ADDED_LATER)
+    prefix: int = field(default=0, metadata=ADDED_LATER)  # tokens that see each other
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx"):
@@ -96,6 +105,8 @@ class ToyConfig:
             )
         self._check_carriers()
         self._check_operators()
+        self._check_positions()
+        self._check_prefix()
 
     def _check_carriers(self) -> None:
         if self.carriers is None:
@@ -124,6 +135,46 @@ class ToyConfig:
                 f"{self.carriers!r} beside operators. An operator says both: leave "
                 "them at 'softmax' and None."
             )
+
+    def _check_positions(self) -> None:
+        if self.positions == "rotary" and self.d_head % 2:
+            raise ValueError(
+                f"ToyConfig: positions='rotary' with d_head={self.d_head}. Rotary "
+                "turns pairs of entries: take an even d_head."
+            )
+        if self.operators is not None and self.acts_in_attention:
+            raise ValueError(
+                f"ToyConfig: positions={self.positions!r} beside operators, which make "
+                "their scores themselves. Take positions 'learned', 'sinusoidal' or "
+                "'none', or plain attention (operators=None)."
+            )
+
+    def _check_prefix(self) -> None:
+        if not 0 <= self.prefix <= self.n_ctx:
+            raise ValueError(
+                f"ToyConfig: prefix={self.prefix} with n_ctx={self.n_ctx}. Allowed: 0 "
+                f"(causal throughout) to {self.n_ctx}."
+            )
+        if self.prefix and not (
+            self.attention == "softmax"
+            and self.carriers is None
+            and self.operators is None
+        ):
+            raise ValueError(
+                f"ToyConfig: prefix={self.prefix} beside attention={self.attention!r}, "
+                "carriers or operators. A prefix takes plain softmax attention: leave "
+                "them at 'softmax', None and None."
+            )
+
+    @property
+    def acts_in_attention(self) -> bool:
+        """Whether positions act on scores instead of being added to the embedding."""
+        return self.positions in ("rotary", "alibi", "relative")
+
+    @property
+    def adds_positions(self) -> bool:
+        """Whether there is a position embedding."""
+        return self.positions in ("learned", "sinusoidal")
 
     @property
     def kv_heads(self) -> int:

@@ -11,7 +11,11 @@ from toy_tasks.bigram_backcopy import BigramBackcopy
 
 @torch.no_grad()
 def evaluate(
-    model: torch.nn.Module, task: BigramBackcopy, tokens: Int[Tensor, "batch pos"]
+    model: torch.nn.Module,
+    task: BigramBackcopy,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    start: int = 0,
 ) -> dict[str, float]:
     """Loss and excess risk, split by what the position asks for.
 
@@ -23,6 +27,8 @@ def evaluate(
     Args:
         model: gives logits [batch pos vocab] of tokens [batch pos].
         tokens: from `task.sample`; the last token is only predicted.
+        start: earlier positions are left out, such as all but the last of a prefix
+            whose tokens see each other.
 
     Returns:
         In nats: `loss` (cross-entropy on the tokens), `oracle_loss` (the oracle's on
@@ -39,24 +45,29 @@ def evaluate(
     position = torch.arange(inputs.shape[1], device=tokens.device)
     first = (position < max(task.n_bos, 1)).expand(inputs.shape)
     trigger = task.is_trigger(inputs) & ~first
+    counted = (position >= start).expand(inputs.shape)
     result: dict[str, Any] = {
-        "loss": -model_log.gather(2, nexts[..., None]).mean().item(),
-        "oracle_loss": task.oracle_loss(tokens).mean().item(),
-        "excess": excess.mean().item(),
+        "loss": -model_log.gather(2, nexts[..., None])[:, start:].mean().item(),
+        "oracle_loss": task.oracle_loss(tokens)[:, start:].mean().item(),
+        "excess": excess[:, start:].mean().item(),
     }
     for name, group in (
         ("trigger", trigger),
         ("markov", ~trigger & ~first),
         ("first", first),
     ):
-        result[f"{name}_loss"] = cross[group].mean().item()
-        result[f"{name}_excess"] = excess[group].mean().item()
+        result[f"{name}_loss"] = cross[group & counted].mean().item()
+        result[f"{name}_excess"] = excess[group & counted].mean().item()
     return result
 
 
 @torch.no_grad()
 def realised_excess(
-    model: torch.nn.Module, task: BigramBackcopy, tokens: Int[Tensor, "batch pos"]
+    model: torch.nn.Module,
+    task: BigramBackcopy,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    start: int = 0,
 ) -> tuple[float, float]:
     """Loss above the oracle's on the tokens that came, and its standard error, nats.
 
@@ -67,6 +78,7 @@ def realised_excess(
     Args:
         model: gives logits [batch pos vocab] of tokens [batch pos].
         tokens: from `task.sample`, two sequences or more.
+        start: as for `evaluate`.
 
     Raises:
         ValueError: fewer than two sequences.
@@ -78,7 +90,7 @@ def realised_excess(
         )
     nexts = tokens[:, 1:, None]
     log = model(tokens[:, :-1]).double().log_softmax(-1).gather(2, nexts)[..., 0]
-    above = (-log - task.oracle_loss(tokens)).mean(1)
+    above = (-log - task.oracle_loss(tokens))[:, start:].mean(1)
     return above.mean().item(), (above.std() / len(above) ** 0.5).item()
 
 

@@ -24,7 +24,7 @@ class Preset:
 
     name: str
     model: ToyConfig  # d_vocab=0: the task's
-    steps: int  # optimiser steps, each on fresh sequences
+    steps: int  # optimiser steps, on fresh sequences unless `n_sequences` says else
     batch: int  # sequences a step, each of model.n_ctx positions
     lr: float
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -37,6 +37,9 @@ class Preset:
     save_every: int = 200  # steps between saves of the training state
     warmup: int = field(default=0, metadata=ADDED_LATER)  # steps from lr 0, linear
     decay: Decay = field(default="none", metadata=ADDED_LATER)  # of lr, afterwards
+    # All there is to train on: so many sequences, drawn from the run's seed and
+    # repeated in a new order each time round. None: fresh ones at every step.
+    n_sequences: int | None = field(default=None, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "log_every", "save_every"):
@@ -60,6 +63,11 @@ class Preset:
             raise ValueError(
                 f"Preset: warmup={self.warmup} of {self.steps} steps. Allowed: 0 "
                 f"(none) to {self.steps - 1}."
+            )
+        if self.n_sequences is not None and self.n_sequences < 1:
+            raise ValueError(
+                f"Preset: n_sequences={self.n_sequences}. Allowed: 1 and more, or None "
+                "for fresh sequences at every step."
             )
         if isinstance(self.checkpoints, tuple):
             outside = [s for s in self.checkpoints if not 0 <= s <= self.steps]

@@ -92,7 +92,7 @@ class RegressionTransformer(ToyTransformer):
                 "examples, or a larger n_ctx."
             )
         resid = self.hook_embed(sequence @ self.W_E)
-        if self.config.positions == "none":
+        if not self.config.adds_positions:
             return resid
         table = self.W_pos if self.config.positions == "learned" else self.sinusoids
         return resid + self.hook_pos_embed(table[start:end].expand_as(resid))

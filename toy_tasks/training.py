@@ -12,6 +12,7 @@ from torch import Tensor
 
 from toy_tasks.presets import Preset
 from toy_tasks.progress import progress_bar
+from toy_tasks.repeats import Repeats
 from toy_tasks.runs import TrainRun, checkpoint_path, claim, load_run
 from toy_tasks.state import TrainingState
 from toy_tasks.storage import locked, write_tensors
@@ -34,9 +35,11 @@ def train(
 ) -> TrainRun:
     """Train into `folder`, or go on with the run that is there.
 
-    Step s trains on `task.sequences(..., seed=(seed, s))`, so a run is a function of
-    task, preset and seed: called again after a kill it reaches the same bits, given
-    the same machine, thread count and torch; called when finished it returns at once.
+    Step s trains on `task.sequences(..., seed=(seed, s))`, or on the preset's
+    `n_sequences` over and over, and on no target that a prefix shows. So a run is a
+    function of task, preset and seed: called again after a kill it reaches the same
+    bits, given the same machine, thread count and torch; called when finished it
+    returns at once.
 
     Args:
         callbacks: called as callback(step, model, task) with the model in eval mode
@@ -76,6 +79,9 @@ def _steps(
     kept = set(preset.checkpoint_steps())
     device = state.model.W_E.device
     n_ctx = state.model.config.n_ctx
+    pool = None
+    if preset.n_sequences is not None:
+        pool = Repeats.draw(task, preset.n_sequences, n_ctx, seed, device)
 
     def keep() -> None:
         if state.step in kept:
@@ -88,11 +94,14 @@ def _steps(
     with _deterministic(device):
         while state.step < preset.steps:
             state.model.train()
-            tokens = task.sequences(preset.batch, n_ctx, (seed, state.step), device)
+            if pool is None:
+                key = (seed, state.step)
+                tokens = task.sequences(preset.batch, n_ctx, key, device)
+            else:
+                tokens = pool.batch(preset.batch, state.step)
             set_rate(state.optimizer, preset, state.step)
-            loss = update(
-                state.model, state.optimizer, tokens, preset.dtype, task.n_targets
-            )
+            n_targets = learnt_targets(task, preset.model.prefix, tokens.shape[1])
+            loss = update(state.model, state.optimizer, tokens, preset.dtype, n_targets)
             state.step += 1
             is_last = state.step == preset.steps
             if state.step % preset.log_every == 0 or state.step == 1 or is_last:
@@ -126,6 +135,29 @@ def update(
     (loss if extra is None else loss + extra).backward()
     optimizer.step()
     return loss.detach()
+
+
+def learnt_targets(task: Task, prefix: int, length: int) -> int | None:
+    """How many last tokens of a training sequence are learnt; None: all but the first.
+
+    Those inside a prefix are left out: they would be seen. Token `prefix` is the first
+    that counts, predicted from the prefix's last.
+
+    Args:
+        length: tokens of a sequence, the last of them only predicted.
+
+    Raises:
+        ValueError: the prefix leaves none.
+    """
+    if not prefix:
+        return task.n_targets
+    hidden = length - prefix
+    if hidden < 1:
+        raise ValueError(
+            f"train: a prefix of {prefix} tokens shows all of sequences of {length}: "
+            f"nothing is left to learn. Take a prefix of {length - 1} at most."
+        )
+    return hidden if task.n_targets is None else min(hidden, task.n_targets)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, preset: Preset, step: int) -> None:

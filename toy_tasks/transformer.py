@@ -127,7 +127,7 @@ class ToyTransformer(nn.Module):
         self.config = config
         self._states: list[Tensor] = []  # of the last forward pass in training
         self.W_E = nn.Parameter(torch.empty(config.d_vocab, config.d_model))
-        if config.positions != "none":
+        if config.adds_positions:
             self.hook_pos_embed = HookPoint()
         if config.positions == "learned":
             self.W_pos = nn.Parameter(torch.empty(config.n_ctx, config.d_model))
@@ -173,7 +173,7 @@ class ToyTransformer(nn.Module):
             )
         # F.embedding, not W_E[tokens]: its gradient is several times faster.
         resid = self.hook_embed(F.embedding(tokens, self.W_E))
-        if self.config.positions == "none":
+        if not self.config.adds_positions:
             return resid
         table = self.W_pos if self.config.positions == "learned" else self.sinusoids
         return resid + self.hook_pos_embed(table[start:end].expand_as(resid))

@@ -134,6 +134,42 @@ def mitigation(
 
 
 @experiment.command()
+def emergence(
+    quick: Quick = False,
+    seeds: Annotated[
+        int | None, typer.Option(help="How many seeds, from 0. Default: 3.", min=1)
+    ] = None,
+    knob: Annotated[
+        list[str] | None,
+        typer.Option(help="One to turn, repeatable, such as steps. Default: all."),
+    ] = None,
+    workers: Workers = None,
+    runs: Runs = None,
+    out: Out = Path("emergence"),
+) -> None:
+    """When do sinks emerge? Ten knobs, each trend beside the published one.
+
+    Learning rate, steps, data, weight decay, first tokens, prefix, window, positions,
+    biases and operators of When Attention Sink Emerges (arXiv:2410.10781).
+
+    Example: [bold]mechsink experiment emergence --quick[/bold]
+    """
+
+    def run(stage: Path) -> "Study":
+        from mechsink.experiments.emergence.study import emergence as study
+
+        return study(
+            stage,
+            knobs=knob,
+            seeds=_range(seeds),
+            quick=quick,
+            workers=workers,
+        )
+
+    _write(run, out, runs, "emergence", quick)
+
+
+@experiment.command()
 def dynamics(
     quick: Quick = False,
     seeds: Seeds = None,

@@ -78,8 +78,9 @@ def _toy_run(
     read: Collection[Site],
     edit: Mapping[Site, Edit] | None,
 ) -> Run:
-    if toy.config.positions == "none":
-        raise _no_positions(model.name, "it has no position embedding")
+    if not toy.config.adds_positions:
+        why = f"positions={toy.config.positions!r} adds no position embedding"
+        raise _no_positions(model.name, why)
     learned = toy.config.positions == "learned"
     table: Any = toy.W_pos if learned else toy.sinusoids
     handle = toy.hook_pos_embed.register_forward_hook(
@@ -135,5 +136,5 @@ def _takes_ids(model: Any) -> bool:
 def _no_positions(name: str, why: str) -> ValueError:
     return ValueError(
         f"reposition: {name} can't be run at other positions: {why}. Use a model with "
-        "rotary or learned positions, such as Llama, GPT-2 or a toy."
+        "position ids, such as Llama or GPT-2, or a toy with learned positions."
     )

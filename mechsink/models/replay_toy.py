@@ -14,8 +14,14 @@ def toy_base(toy: ToyTransformer, tokens: Tensor) -> BaseRun:
     """Run once, keeping residuals, keys and values.
 
     Raises:
-        CannotContinueError: an operator reads the whole prompt.
+        CannotContinueError: an operator reads the whole prompt, or a prefix sees
+            later tokens.
     """
+    if toy.config.prefix:
+        raise CannotContinueError(
+            f"resume: the first {toy.config.prefix} tokens of this toy see each other "
+            "(prefix), so a run can't be continued from earlier keys and values."
+        )
     if toy.config.operators is not None:
         raise CannotContinueError(
             "resume: this toy's attention is an operator, which reads the whole "

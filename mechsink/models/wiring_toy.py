@@ -12,7 +12,7 @@ class ToyWiring:
 
     Raises:
         ValueError: attention or MLPs in some of its layers only; an operator that reads
-            more than queries, keys and values, or is not causal.
+            more than queries, keys and values, or is not causal; a prefix.
     """
 
     def __init__(self, toy: ToyTransformer) -> None:
@@ -29,6 +29,12 @@ class ToyWiring:
                     "named alike in all. Give every layer one (with weights of zero "
                     "where it shall do nothing), or none."
                 )
+        if config.prefix:
+            raise ValueError(
+                f"wiring: the first {config.prefix} tokens of this toy see each other "
+                "(prefix), and edges are taken to run forwards. Node methods "
+                "(ms.attribution_patching, ms.patch_sweep) take it."
+            )
         for operator in filter(None, map(config.operator, layers)):
             if operator.reads_x or not operator.is_causal:
                 raise ValueError(

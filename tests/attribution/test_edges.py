@@ -181,6 +181,30 @@ def test_exact_edges_equal_path_patching(family: str) -> None:
             assert score == pytest.approx(change.mean(), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize("positions", ["rotary", "alibi"])
+def test_exact_edges_of_a_toy_whose_attention_has_the_positions(positions: str) -> None:
+    """q and k stand before the rotation, their edges end where path patching's do."""
+    config = ToyConfig(**{**SMALL, "n_layers": 3}, positions=positions)
+    pairs = prompt_pairs(3)
+    with float64_inside():
+        model = ToyModel(ToyTransformer(config).double().eval())
+        chosen = [("a0.h1", "a1.h2<q>"), ("a0.h0", "a2.h1<k>"), ("m0", "a2.h1<q>"),
+                  ("m1", "logits")]  # fmt: skip
+        found = exact_edges(model, pairs, logit_diff, edges=chosen)
+        for (source, target), score in zip(chosen, found.table["score"], strict=True):
+            wires = Wires.of(model.shape)
+            sender, receiver = wires.site(source), wires.site(target)
+            assert sender is not None
+            path = path_patch(
+                model, pairs, logit_diff, sender=sender,
+                receivers=None if receiver is None else [receiver],
+                direction="noising",
+            )  # fmt: skip
+            change = path.clean - path.table["value"].to_numpy()
+            assert score == pytest.approx(change.mean(), rel=1e-6, abs=1e-9)
+            assert abs(score) > 1e-7
+
+
 @pytest.mark.first_case
 @pytest.mark.parametrize("metric", [logit_diff, sink_attention(layer=1, head=2)])
 @pytest.mark.parametrize("family", SOME_FIRST)

@@ -15,6 +15,7 @@ ONE = ["--workers", "1"]  # the tests' own workers fill the machine
         ("operators", ONE),
         ("formation", ONE),
         ("mitigation", ONE),
+        ("emergence", ONE),
         ("dynamics", []),
         ("regression", []),
         pytest.param("streaming", [], marks=pytest.mark.pretrained),

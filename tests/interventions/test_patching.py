@@ -11,11 +11,13 @@ from mechsink.metrics import answer_logprob, logit_diff, sink_attention
 from mechsink.models.bridge import BridgeModel
 from mechsink.models.plain import PlainModel
 from mechsink.models.replay_blocks import hugging_face_base
+from mechsink.models.toy import ToyModel
 from mechsink.prompts import PromptPairs
 from mechsink.run import Run
 from mechsink.sites import Site
-from tests.models.backends import load
+from tests.models.backends import SMALL, load
 from tests.models.families import tiny
+from toy_tasks import ToyConfig, ToyTransformer
 
 QUICK = ["llama"]
 MATRIX = [
@@ -29,6 +31,8 @@ MATRIX = [
     "bloom",
     "toy",
     "toy_carriers",
+    "toy_rotary",
+    "toy_alibi",
 ]
 FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.matrix) for name in MATRIX)]
 SITES = ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k",
@@ -249,6 +253,14 @@ def test_a_model_that_cannot_be_replayed_is_run_once_a_place() -> None:
     assert got.table["value"].to_numpy() == pytest.approx(
         want.table["value"].to_numpy(), abs=1e-4
     )
+
+
+def test_a_toy_with_a_prefix_is_run_once_a_place() -> None:
+    """Earlier positions see later ones there: only whole runs are right."""
+    toy = ToyTransformer(ToyConfig(**SMALL, prefix=3)).eval()
+    found = patch_sweep(ToyModel(toy), pairs(), logit_diff)
+    assert "(prefix)" in found.meta["settings"]["engine"]
+    assert found.table["effect"].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama"])

@@ -12,6 +12,8 @@ SMALL = {"d_vocab": 80, "n_layers": 3, "d_model": 32, "d_head": 8, "n_heads": 4}
 TOYS: dict[str, ToyConfig] = {
     "toy": ToyConfig(**SMALL),
     "toy_gqa_relu": ToyConfig(**SMALL, n_kv_heads=2, attention="relu"),
+    "toy_rotary": ToyConfig(**SMALL, n_kv_heads=2, positions="rotary"),
+    "toy_alibi": ToyConfig(**SMALL, positions="alibi"),
     "toy_carriers": ToyConfig(**SMALL, carriers=("self", "peek", "full")),
 }
 BACKENDS = [*FAMILIES, *TOYS]

@@ -1,13 +1,18 @@
 """Exact continuation against one whole forward pass with the same change."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mechsink.models.bridge import BridgeModel
+from mechsink.models.continuation import CannotContinueError
 from mechsink.models.resume import base_run
+from mechsink.models.toy import ToyModel
 from mechsink.sites import Site
-from tests.models.backends import BACKENDS, load
+from tests.models.backends import BACKENDS, TOYS, load
 from tests.models.families import tiny
+from toy_tasks import ToyTransformer
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -54,6 +59,12 @@ def test_the_model_is_whole_again_afterwards() -> None:
     before = model.plain.model(tokens).logits
     base_run(model, tokens).resume(1, 3, torch.zeros(1, 5, 32))
     assert torch.equal(model.plain.model(tokens).logits, before)
+
+
+def test_a_prefix_cannot_be_resumed() -> None:
+    toy = ToyTransformer(replace(TOYS["toy"], prefix=3)).eval()
+    with pytest.raises(CannotContinueError, match="first 3 tokens of this toy see"):
+        base_run(ToyModel(toy), torch.arange(8)[None])
 
 
 def test_resume_says_what_is_allowed() -> None:

@@ -1,6 +1,7 @@
 """The wiring of every family: weights that give what the model computes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,6 +85,12 @@ def test_weights_give_the_sites(model: Model) -> None:
 
 def test_experts_have_no_single_output_matrix() -> None:
     assert wiring(more("mixtral")).mlp_write(0).weight is None
+
+
+def test_a_prefix_has_no_edges() -> None:
+    toy = ToyTransformer(replace(TOYS["toy"], prefix=3)).eval()
+    with pytest.raises(ValueError, match=r"first 3 tokens of this toy .*Node methods"):
+        wiring(ToyModel(toy))
 
 
 def test_norms_against_torch() -> None:

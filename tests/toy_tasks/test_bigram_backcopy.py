@@ -87,6 +87,13 @@ def test_oracle_loss_is_the_entropy_worked_by_hand(abc):
         {"copy_probability": 0.3},
         {"n_bos": 0},
         {"n_bos": 2},
+        {"random_at": (1, 3)},
+        {"random_at": (4, 5), "copy_probability": 0.5},
+        {"n_bos": 0, "random_at": (0, 2)},
+        {"n_bos": 0, "random_at": (0, 1), "delimiter_probability": 0.2},
+        {"n_bos": 0, "bos_at": 1},
+        {"bos_at": 4, "random_at": (5, 6)},
+        {"bos_at": 11, "mode": "dormant_markov"},
         {"delimiter_probability": 0.2},
         {"delimiter_probability": 0.1, "copy_probability": 0.5, "n_bos": 2},
     ],
@@ -99,20 +106,51 @@ def test_every_variant_is_drawn_from_its_oracle(variant):
     laws = task.oracle_logprobs(tokens).exp()
     torch.testing.assert_close(laws.sum(-1), torch.ones_like(laws[..., 0]))
     position = torch.arange(12).expand_as(tokens)
+    a, b = task.random_at or (-9, -9)
+    p = -9 if task.bos_at is None else task.bos_at
+    usual = torch.tensor(
+        [not (t + 1 in range(a, b) or t in (p - 1, p)) for t in range(12)]
+    )
     for before in range(task.d_vocab):
         for token in range(task.d_vocab):
-            where = (tokens == token) & (position > task.n_bos)
+            where = (tokens == token) & (position > task.n_bos) & usual
             where[:, 1:] &= tokens[:, :-1] == before
             where[:, -1] = False
             if where.any():
                 law = laws[where][0]
                 assert_follows(follower_counts(tokens, where, task.d_vocab), law)
-    assert_follows(torch.bincount(tokens[:, task.n_bos]), task.first_law[: task.bos])
+    for t in range(12):
+        law = task.first_law if t in (task.n_bos, p + 1) else None
+        if t in range(a, b):
+            law = torch.ones(task.d_vocab).double() / (task.d_vocab - 1)
+            law[task.bos] = 0
+        if t == p:
+            law = torch.eye(task.d_vocab).double()[task.bos]
+        if law is not None:
+            counts = torch.bincount(tokens[:, t], minlength=task.d_vocab)
+            assert_follows(counts, law)
+            if t:
+                told = laws[:, t - 1]
+                torch.testing.assert_close(told, law.expand_as(told))
     assert (tokens[:, : task.n_bos] == task.bos).all()
-    if task.n_bos:
-        torch.testing.assert_close(laws[0, task.n_bos - 1], task.first_law)
     if task.n_bos == 2:
         assert laws[:, 0, task.bos].eq(1).all()
+
+
+def test_out_of_order_positions_worked_by_hand(abc):
+    """Position 0 <s>, 1 b, 2 random, 3 after it, 4 <s>, 5 opens anew, 6."""
+    odd = replace(abc, random_at=(2, 3), bos_at=4)
+    prompt = torch.tensor([abc.encode("<s>bab<s>bb")])
+    law = odd.oracle_logprobs(prompt)[0].exp()
+    third, even = [1 / 3, 1 / 3, 1 / 3, 0], [0.5, 0.5, 0, 0]
+    opening = [0, 2 / 3, 1 / 3, 0]  # the marginal .4 .4 .2 without the trigger
+    want = [opening, third, [0, 1, 0, 0], [0, 0, 0, 1], opening, even, even]
+    torch.testing.assert_close(law, torch.tensor(want, dtype=torch.float64))
+    for bad in ({"random_at": (0, 2)}, {"random_at": (3, 3)}, {"bos_at": 0}):
+        with pytest.raises(ValueError, match="n_bos=1"):
+            replace(abc, **bad)
+    with pytest.raises(ValueError, match="not random"):
+        replace(abc, random_at=(2, 5), bos_at=4)
 
 
 def test_variants_say_what_follows_a_trigger(abc):
@@ -138,7 +176,8 @@ def test_sample_depends_on_the_seed_alone(task, abc):
 
 
 def test_json_keeps_every_bit(task):
-    odd = replace(task, copy_probability=0.1 + 0.2, n_bos=2)
+    assert not {"random_at", "bos_at"} & set(task.to_json())  # as first written
+    odd = replace(task, copy_probability=0.1 + 0.2, n_bos=2, random_at=(2, 4), bos_at=5)
     back = BigramBackcopy.from_json(json.loads(json.dumps(odd.to_json())))
     assert torch.equal(back.table, odd.table)
     assert torch.equal(back.marginal, odd.marginal)

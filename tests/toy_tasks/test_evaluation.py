@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from toy_tasks import BigramBackcopy, evaluate, realised_excess
+from toy_tasks import (
+    BigramBackcopy,
+    ToyConfig,
+    ToyTransformer,
+    evaluate,
+    realised_excess,
+)
 from toy_tasks.claims import sink_figures
 
 
@@ -109,3 +115,25 @@ def test_its_error_is_that_of_sequences_by_hand(abc):
     assert error == pytest.approx(abs(one - other) / 2)
     with pytest.raises(ValueError, match="1 sequences"):
         realised_excess(Oracle(abc), abc, tokens[:1])
+
+
+def test_start_leaves_earlier_positions_out(task):
+    """A causal model on a cut prompt gives the part that is left out."""
+    config = ToyConfig(d_vocab=task.d_vocab, d_model=16, d_head=8, d_mlp=16, n_ctx=20)
+    model = ToyTransformer(config).double().eval()
+    tokens = task.sample(6, 21, seed=1)
+    whole = evaluate(model, task, tokens)
+    early = evaluate(model, task, tokens[:, :8])
+    late = evaluate(model, task, tokens, start=7)
+    for name in ("loss", "oracle_loss", "excess"):
+        total = 7 * early[name] + 13 * late[name]
+        assert 20 * whole[name] == pytest.approx(total)
+    trigger = task.is_trigger(tokens[:, :-1])
+    n, before = trigger.sum().item(), trigger[:, :7].sum().item()
+    total = before * early["trigger_excess"] + (n - before) * late["trigger_excess"]
+    assert n * whole["trigger_excess"] == pytest.approx(total)
+    parts = [
+        realised_excess(model, task, part, start=start)[0]
+        for part, start in ((tokens, 0), (tokens[:, :8], 0), (tokens, 7))
+    ]
+    assert 20 * parts[0] == pytest.approx(7 * parts[1] + 13 * parts[2])

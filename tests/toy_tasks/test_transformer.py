@@ -21,13 +21,22 @@ CONFIGS = {
     "bare": replace(BASE, norm="none", positions="none", tied=True),
     # Peeking in the last layer alone: a cut prompt's last token is no key there.
     "carriers": replace(BASE, carriers=("self", "peek")),
+    "rotary": replace(BASE, positions="rotary", n_kv_heads=2),
+    "alibi": replace(BASE, positions="alibi", carriers=("full", "self")),
+    "relative": replace(BASE, positions="relative"),
     "gaps": replace(BASE, attn_layers=(1,), mlp_layers=(0,), positions="sinusoidal"),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
+PREFIX = replace(BASE, prefix=5, positions="relative")
+
+
 def build(config: ToyConfig) -> tuple[ToyTransformer, torch.Tensor]:
     model = ToyTransformer(config, seed=3).double().eval()
+    for name, table in model.named_parameters():
+        if name.endswith("bias.table"):  # zeros at the start: nothing to see
+            torch.nn.init.normal_(table, generator=torch.Generator().manual_seed(1))
     tokens = torch.randint(11, (3, 96), generator=torch.Generator().manual_seed(0))
     return model, tokens
 
@@ -44,9 +53,12 @@ def watch(model, name, edit=lambda x: None):
     return seen
 
 
-@pytest.mark.parametrize("name", ["plain", "grouped", "multi-query"])
+FUSED = ["plain", "grouped", "multi-query", "rotary", "alibi", "relative", "prefix"]
+
+
+@pytest.mark.parametrize("name", FUSED)
 def test_fused_and_explicit_attention_agree(name):
-    model, tokens = build(CONFIGS[name])
+    model, tokens = build({**CONFIGS, "prefix": PREFIX}[name])
     called = []
     for block in model.blocks:
         explicit = block.attn.pattern

@@ -1,0 +1,1 @@
+"""When Attention Sink Emerges, at small scale."""
