@@ -7,12 +7,12 @@ from toy_tasks.arithmetic import Sums
 from toy_tasks.bigram_backcopy import BigramBackcopy
 from toy_tasks.config import ToyConfig
 from toy_tasks.evaluation import accuracy, evaluate, realised_excess
-from toy_tasks.linear_regression import LinearRegression
 from toy_tasks.planted import PLANTED, Planted
 from toy_tasks.presets import PRESETS, Preset
-from toy_tasks.regression_heads import RegressionHeads
-from toy_tasks.regression_training import train_heads
-from toy_tasks.regression_transformer import RegressionTransformer
+from toy_tasks.regression.heads import RegressionHeads
+from toy_tasks.regression.task import LinearRegression
+from toy_tasks.regression.training import train_heads
+from toy_tasks.regression.transformer import RegressionTransformer
 from toy_tasks.runs import TrainRun, load_run
 from toy_tasks.task import Task
 from toy_tasks.training import train

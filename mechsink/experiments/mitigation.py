@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 
 from mechsink.experiments.grids.grid import Setting, grid_meta, train_grid
@@ -18,6 +19,7 @@ from mechsink.experiments.grids.seeds import by_run, overview, seed_panels
 from mechsink.experiments.operators import COLUMNS, PANELS, measure_run
 from mechsink.experiments.study import Study, as_claims, claim
 from mechsink.plotting import Figure
+from mechsink.results import student_t
 from toy_tasks import PRESETS, BigramBackcopy, Preset
 from toy_tasks.operators import OPERATORS
 
@@ -55,8 +57,9 @@ class MitigationStudy(Study):
     """Sinks with and without each remedy.
 
     `table`: setting (the remedy), seed, layer, head, measure, value, seconds, as in
-    `OperatorStudy`. `effects`: remedy, measure, before, after, difference, low, high:
-    means over seeds, and the Student-t interval of the paired difference.
+    `OperatorStudy`. `effects`: remedy, measure, before, after, change, low, high: means
+    over seeds, and of the change, seed by seed, with its Student-t interval; ratios of
+    norms change by the logarithm of after over before, others by after minus before.
     """
 
     effects: pd.DataFrame
@@ -113,8 +116,9 @@ def mitigation_study(
     if seeds is None:
         seeds = range(1) if quick else range(5)
     started = time.perf_counter()
+    task = BigramBackcopy.from_text()
     chosen = {
-        name: Setting(BigramBackcopy.from_text(), _sized(REMEDIES[name], quick))
+        name: Setting(task, _sized(REMEDIES[name], quick))
         for name in dict.fromkeys(["none", *names])
     }
     table = train_grid(
@@ -146,14 +150,18 @@ def _effects(table: pd.DataFrame) -> pd.DataFrame:
     for name in dict.fromkeys(runs["setting"]):
         after = runs[runs["setting"] == name]
         for measure in EFFECTS if name != "none" else ():
-            gap = (after[measure] - before[measure]).tolist()
-            found = claim("", gap)
-            means = before[measure].mean(), after[measure].mean()
-            rows.append(
-                (name, measure, *means, found["measured"], found["low"], found["high"])
-            )
-    columns = ["remedy", "measure", "before", "after", "difference", "low", "high"]
+            changes = _changes(after[measure], before[measure])
+            means = before[measure].mean(), after[measure].mean(), np.mean(changes)
+            rows.append((name, measure, *means, *student_t(changes)))
+    columns = ["remedy", "measure", "before", "after", "change", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _changes(after: Any, before: Any) -> list[float]:
+    """Seed by seed; ratios of norms are compared by their logarithm."""
+    if str(after.name).endswith("_ratio"):
+        return np.log(after / before).tolist()
+    return (after - before).tolist()
 
 
 def _claims(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -170,8 +178,8 @@ def _claims(table: pd.DataFrame) -> list[dict[str, Any]]:
         ("SGD", "resid_ratio", 0.0, "SGD lowers the residual peak"),
     ):
         if name in set(runs["setting"]):
-            gap = (of(name, measure) - of("none", measure)).tolist()
-            rows.append(claim(f"{text} (difference)", gap, below=below))
+            changes = _changes(of(name, measure), of("none", measure))
+            rows.append(claim(f"{text} (change)", changes, below=below))
     worst = float(runs["beyond_oracle"].min())
     text = "No run beats the oracle (standard errors, the worst run)"
     return [*rows, claim(text, worst, above=-3.0)]

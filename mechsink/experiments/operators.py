@@ -22,6 +22,8 @@ from mechsink.plotting import Figure
 from toy_tasks import PRESETS, BigramBackcopy, Preset, TrainRun, realised_excess
 from toy_tasks.operators import MAIN, OPERATORS
 
+QUICK = ("softmax", "relu")
+"""The operators of the quick form."""
 UNSEEN = 2**31
 """Seed of the sequences that are measured; training draws from other ones."""
 
@@ -56,8 +58,10 @@ class OperatorStudy(Study):
 
     def figures(self) -> dict[str, Figure]:
         """Every seed a dot, a panel a measure."""
-        uniform = {"bos_markov_share": _UNIFORM, "value_ratio": 1.0, "resid_ratio": 1.0}
-        return {"operators": seed_panels(self.table, PANELS, uniform)}
+        preset = next(iter(self.meta["presets"].values()))
+        even = even_share(preset["model"]["n_ctx"])
+        at = {"bos_markov_share": even, "value_ratio": 1.0, "resid_ratio": 1.0}
+        return {"operators": seed_panels(self.table, PANELS, at)}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Means over seeds with their intervals."""
@@ -74,8 +78,9 @@ class OperatorStudy(Study):
         }
 
 
-# Queries 1 to 63 of a head that looks everywhere alike: (H(64) - 1) / 63.
-_UNIFORM = (sum(1 / n for n in range(1, 65)) - 1) / 63
+def even_share(n_pos: int) -> float:
+    """What a head that looks everywhere alike gives `<s>`, over its later queries."""
+    return sum(1 / n for n in range(2, n_pos + 1)) / (n_pos - 1)
 
 
 def operator_study(
@@ -98,7 +103,7 @@ def operator_study(
         seeds: of weights and data; default 0 to 4, quick 0 and 1.
         preset: sizes, optimiser, steps; its operator is replaced.
         task: default: `BigramBackcopy.from_text()`.
-        quick: softmax and relu on a smaller toy, under a minute.
+        quick: a smaller toy, under a minute; of the default names `QUICK` alone.
         workers, device, progress: as for `train_grid`.
 
     Raises:
@@ -112,16 +117,14 @@ def operator_study(
             f"{', '.join(OPERATORS)}."
         )
     if quick:
-        names = [name for name in names if name in ("softmax", "relu")]
+        names = QUICK if names is MAIN else names
         model = replace(preset.model, n_ctx=32, d_mlp=128)
         preset = replace(preset, steps=400, batch=48, model=model)
     if seeds is None:
         seeds = range(2) if quick else range(5)
     started = time.perf_counter()
-    settings = {
-        name: Setting(task or BigramBackcopy.from_text(), _with(preset, name))
-        for name in names
-    }
+    task = task or BigramBackcopy.from_text()
+    settings = {name: Setting(task, _with(preset, name)) for name in names}
     table = train_grid(
         settings,
         folder,
@@ -141,7 +144,7 @@ def measure_run(run: TrainRun) -> pd.DataFrame:
     tokens = run.task.sample(512, run.config.n_ctx + 1, UNSEEN)
     toy = run.model()
     model = ToyModel(toy, run.task)
-    table = measure_moment(model, Texts([tokens], run.task))
+    table = measure_moment(model, Texts([tokens], run.task), shares=True)
     mean, error = realised_excess(toy, run.task, tokens)
     row = pd.DataFrame({"measure": ["beyond_oracle"], "value": [mean / error]})
     return pd.concat([table, row], ignore_index=True)

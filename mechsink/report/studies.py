@@ -12,6 +12,7 @@ import pandas as pd
 
 from mechsink.experiments.grids.seeds import cell
 from mechsink.experiments.study import Study
+from mechsink.results import atomic_write
 
 
 def write_study(study: Study, folder: Path | str, command: str) -> Path:
@@ -38,9 +39,7 @@ def write_study(study: Study, folder: Path | str, command: str) -> Path:
     for heading, table in study.tables().items():
         lines += ["", f"## {_cell(heading)}", "", markdown(table)]
     lines += ["", "All numbers are in table.csv; settings in meta.json."]
-    page = folder / "README.md"
-    page.write_text("\n".join(lines) + "\n")
-    return page
+    return atomic_write(folder / "README.md", "\n".join(lines) + "\n")
 
 
 def markdown(table: pd.DataFrame) -> str:

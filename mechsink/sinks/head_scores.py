@@ -19,8 +19,8 @@ from mechsink.plotting import Axes
 from mechsink.prompt_sets.repeats import induction
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
-from mechsink.sinks.key_blocks import key_blocks
 from mechsink.sinks.measure import Batch, Meter, Rows, check_positions, measure, rows
+from mechsink.sinks.shares import key_blocks
 
 KINDS = ("previous", "duplicate", "induction", "current", "sink")
 AT_TIMES = ("duplicate", "induction")

@@ -8,7 +8,7 @@ import torch
 from mechsink.interventions.attention_edits import on_heads, zero_head
 from mechsink.models.load import load_model
 from mechsink.models.toy import ToyModel
-from mechsink.sinks import key_blocks
+from mechsink.sinks import shares
 from mechsink.sinks.head_scores import HeadScores, head_scores, repeated_tokens
 from mechsink.sites import Site
 from tests.models.backends import load
@@ -55,7 +55,7 @@ HALF = {4: {1: 0.5, 2: 0.5}, 5: {2: 0.5, 3: 0.5}, 6: {2: 0.5, 3: 0.5}}
 
 @pytest.mark.parametrize("most", [2**24, 20])
 def test_patterns_drawn_by_hand(most, monkeypatch):
-    monkeypatch.setattr(key_blocks, "MOST", most)  # 20: a key at a time
+    monkeypatch.setattr(shares, "MOST", most)  # 20: a key at a time
     heads = (PREVIOUS, DUPLICATE, INDUCTION, CURRENT, {}, HALF)
     got = head_scores(drawn(*heads), TEXT)
     assert [row(got, "previous", h)["score"] for h in range(6)] == pytest.approx(

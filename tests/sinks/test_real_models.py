@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mechsink.models.load import load_model
+from mechsink.report.texts import default_texts
 from mechsink.run import Model
 from mechsink.sinks.logits import sink_logits
 from mechsink.sinks.massive.activations import massive_activations
@@ -160,3 +161,25 @@ def test_smollm2_known_facts():
     assert norms.loc[1:3].tolist() == pytest.approx([47.66, 209.3, 677.4], rel=1e-2)
     assert norms.loc[12:28].tolist() == pytest.approx([22_650] * 17, rel=2e-2)
     assert not massive_activations(model, tokens).table.query("pos == 0").empty
+
+
+@pytest.mark.pretrained
+def test_smollm2s_sink_rate_on_prose_is_that_of_the_eager_definition():
+    """alpha_0 = mean over all 64 rows of A[:, 0], the indicator before any mean."""
+    model = load_model("smollm2")
+    rows = [model.to_tokens(text)[:, :64] for text in default_texts(24, 64)]
+    assert {row.shape[1] for row in rows} == {64}
+    scores = sink_scores(model, rows)
+    layers = range(model.n_layers)
+    alpha = []
+    for row in rows:
+        cache = model.run(row, read=[Site("pattern", n) for n in layers]).cache
+        patterns = torch.stack([cache[Site("pattern", n)][0] for n in layers])
+        alpha.append(patterns[..., 0].sum(-1) / 64)  # layer head
+    want = torch.stack(alpha)
+    by = ["batch", "layer", "head"]
+    got = torch.tensor(scores.table.sort_values(by)["score"].to_numpy())
+    assert (got.view_as(want) - want).abs().max() < 1e-5
+    rate = (want > 0.3).double().mean().item()
+    assert scores.rate() == pytest.approx(rate, abs=1e-5)
+    assert rate == pytest.approx(0.745, abs=0.03)  # measured once with a prototype

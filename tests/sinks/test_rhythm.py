@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mechsink.sinks import key_blocks
+from mechsink.sinks import shares
 from mechsink.sinks.rhythm.attention import (
     AttentionRhythm,
     attention_rhythm,
@@ -87,7 +87,7 @@ LADDER = CannedModel(scores=ladder, values=lambda n: torch.ones(2, 1, n, 1))
 
 @pytest.mark.parametrize("most", [2**24, 600])
 def test_heads_are_split_by_span_over_all_layers(most, monkeypatch):
-    monkeypatch.setattr(key_blocks, "MOST", most)  # 600: three keys at a time
+    monkeypatch.setattr(shares, "MOST", most)  # 600: three keys at a time
     got = attention_rhythm(LADDER, torch.zeros(1, N, dtype=torch.long))
     heads = got.heads.set_index(["layer", "head"])
     assert [*heads.index[heads["group"] == "local"]] == [(0, 0), (0, 1), (0, 2)]

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from toy_tasks import BigramBackcopy, ToyConfig, ToyTransformer
-from toy_tasks.dynamics import reduced_dynamics, slopes
-from toy_tasks.dynamics_model import SinkModel, resting_alpha
-from toy_tasks.dynamics_toy import (
+from toy_tasks.dynamics.model import SinkModel, resting_alpha
+from toy_tasks.dynamics.reduced import reduced_dynamics, slopes
+from toy_tasks.dynamics.toy import (
     random_table,
     random_task,
     sink_parameters,

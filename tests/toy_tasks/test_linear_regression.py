@@ -8,11 +8,10 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import kstest
 from torch import Tensor
 
-from toy_tasks.linear_regression import LinearRegression, RegressionPrompts, normals
 from toy_tasks.operators import OPERATORS
-from toy_tasks.regression_heads import RegressionHeads
-from toy_tasks.regression_patterns import effective_step, head_patterns, task_patterns
-from toy_tasks.regression_predictors import (
+from toy_tasks.regression.heads import RegressionHeads
+from toy_tasks.regression.patterns import effective_step, head_patterns, task_patterns
+from toy_tasks.regression.predictors import (
     bayes,
     bayes_risk,
     best_step,
@@ -20,14 +19,15 @@ from toy_tasks.regression_predictors import (
     least_squares,
     step_risk,
 )
-from toy_tasks.regression_risks import known_predictors, predict, risks
-from toy_tasks.regression_training import (
+from toy_tasks.regression.risks import known_predictors, predict, risks
+from toy_tasks.regression.task import LinearRegression, RegressionPrompts, normals
+from toy_tasks.regression.training import (
     approximate_risk,
     best_mu,
     sign_symmetric_heads,
     train_heads,
 )
-from toy_tasks.regression_transformer import RegressionTransformer
+from toy_tasks.regression.transformer import RegressionTransformer
 
 F64 = torch.float64
 PLAIN = LinearRegression()

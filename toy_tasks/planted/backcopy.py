@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from toy_tasks.bigram_backcopy import BOS, BigramBackcopy
+from toy_tasks.bigram_backcopy import BigramBackcopy
+from toy_tasks.bigram_law import BOS
 from toy_tasks.planted.case import Planted
 from toy_tasks.planted.finish import finished
 from toy_tasks.planted.prompts import check_counts

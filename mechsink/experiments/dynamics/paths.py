@@ -11,8 +11,8 @@ import pandas as pd
 
 from mechsink.experiments.formation.recorder import FormationRecorder
 from toy_tasks import BigramBackcopy, Preset, ToyConfig, train
-from toy_tasks.dynamics import SinkFlow, reduced_dynamics
-from toy_tasks.dynamics_toy import random_table, random_task, sink_toy, train_sink
+from toy_tasks.dynamics.reduced import SinkFlow, reduced_dynamics
+from toy_tasks.dynamics.toy import random_table, random_task, sink_toy, train_sink
 
 VOCAB, SCALE = 10, 6.0
 UNSEEN = 2**31

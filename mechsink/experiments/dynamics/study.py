@@ -33,8 +33,8 @@ from mechsink.experiments.study import Study, as_claims, claim
 from mechsink.plotting import Axes, Figure
 from mechsink.progress import bar
 from mechsink.results import student_t, versions
-from toy_tasks.dynamics import WEIGHT, Slopes, slopes
-from toy_tasks.dynamics_model import resting_alpha
+from toy_tasks.dynamics.model import resting_alpha
+from toy_tasks.dynamics.reduced import WEIGHT, Slopes, slopes
 
 THEORY = Slopes(alpha=0.5, beta=-0.5, loss=-1.0)
 SOURCES = {
@@ -138,7 +138,7 @@ def sink_dynamics(
 
     The reduced model runs on random tables of 10 tokens until time 1e6 as gradient
     flow, and once more as descent with half the stable step: both must agree. The
-    planted toy (`toy_tasks.dynamics_toy`) trains on random Bigram-Backcopy tasks by
+    planted toy (`toy_tasks.dynamics.toy`) trains on random Bigram-Backcopy tasks by
     full-batch descent. The whole toy is attention-only with layer norm and plain SGD
     on sampled tokens; no theory covers its path, so its slopes are shown, not claimed.
 

@@ -47,6 +47,8 @@ MEASURES: dict[str, str] = {
     "markov_excess": "excess risk elsewhere (nats)",
 }
 """Name in column `measure` to what it is, with its unit."""
+SHARES = ("bos_markov_share", "bos_trigger_share", "row_sum_markov")
+"""Measured on demand: of a softmax over tokens they say nothing new."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +84,11 @@ class Texts:
         return {"trigger": trigger, "markov": other}
 
 
-def measure_moment(model: Model, texts: Texts) -> pd.DataFrame:
+def measure_moment(model: Model, texts: Texts, *, shares: bool = False) -> pd.DataFrame:
     """Table of layer, head, measure, value for one model; NaN where none.
 
     One forward pass for attention and residuals, one for the loss. Numbers are
-    means over prompts or, by group, over queries.
+    means over prompts or, by group, over queries. `shares`: those of `SHARES` too.
 
     Raises:
         ValueError: the model's vocabulary is not the task's.
@@ -124,11 +126,14 @@ def measure_moment(model: Model, texts: Texts) -> pd.DataFrame:
         parts += [
             _weighted(others, "sink", head, "bos_markov"),
             _weighted(triggers, "sink", head, "bos_trigger"),
-            _weighted(others, "share", head, "bos_markov_share"),
-            _weighted(triggers, "share", head, "bos_trigger_share"),
-            _weighted(others, "row_sum", head, "row_sum_markov"),
             _weighted(triggers, "previous", head, "previous_trigger"),
         ]
+        if shares:
+            parts += [
+                _weighted(others, "share", head, "bos_markov_share"),
+                _weighted(triggers, "share", head, "bos_trigger_share"),
+                _weighted(others, "row_sum", head, "row_sum_markov"),
+            ]
     parts += [_one(name, value) for name, value in losses(model, texts).items()]
     columns = ["layer", "head", "measure", "value"]
     table = pd.concat(parts, ignore_index=True).reindex(columns=columns)

@@ -17,12 +17,12 @@ from mechsink.experiments.regression.claims import TRAINED, regression_claims
 from mechsink.experiments.regression.study import LinearRegressionStudy
 from mechsink.experiments.study import as_claims
 from mechsink.results import versions
-from toy_tasks.linear_regression import LinearRegression
-from toy_tasks.regression_heads import RegressionHeads
-from toy_tasks.regression_patterns import effective_step, head_patterns, task_patterns
-from toy_tasks.regression_predictors import best_step, gradient_step
-from toy_tasks.regression_risks import known_predictors, predict, risks
-from toy_tasks.regression_training import HeadsRun, best_mu, train_heads
+from toy_tasks.regression.heads import RegressionHeads
+from toy_tasks.regression.patterns import effective_step, head_patterns, task_patterns
+from toy_tasks.regression.predictors import best_step, gradient_step
+from toy_tasks.regression.risks import known_predictors, predict, risks
+from toy_tasks.regression.task import LinearRegression
+from toy_tasks.regression.training import HeadsRun, best_mu, train_heads
 
 LENGTHS = (10, 20, 40, 80, 160)
 TEST_SEED = 2**31  # train_heads draws from (seed, step)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mechsink.results import Result
 from mechsink.run import LayerAttention
-from mechsink.sinks.key_blocks import key_blocks
 from mechsink.sinks.measure import Batch, Meter, Rows, check_positions, rows
 from mechsink.sinks.rhythm.series import fai, waad
+from mechsink.sinks.shares import key_blocks
 
 Heads = tuple[tuple[int, int], ...]
 """(layer, head) of each."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from toy_tasks.linear_regression import LinearRegression, RegressionPrompts
+from toy_tasks.regression.task import LinearRegression, RegressionPrompts
 
 
 def bayes(

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toy_tasks.linear_regression import LinearRegression
-from toy_tasks.regression_heads import RegressionHeads
+from toy_tasks.regression.heads import RegressionHeads
+from toy_tasks.regression.task import LinearRegression
 
 
 @dataclass(frozen=True, eq=False)

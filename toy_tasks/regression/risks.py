@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toy_tasks.linear_regression import LinearRegression, RegressionPrompts
-from toy_tasks.regression_heads import RegressionHeads
-from toy_tasks.regression_predictors import (
+from toy_tasks.regression.heads import RegressionHeads
+from toy_tasks.regression.predictors import (
     bayes,
     best_step,
     gradient_step,
     least_squares,
 )
+from toy_tasks.regression.task import LinearRegression, RegressionPrompts
 
 
 def risks(

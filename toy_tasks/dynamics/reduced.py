@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float64, Int
 from numpy import ndarray
 
-from toy_tasks.dynamics_model import SinkModel
+from toy_tasks.dynamics.model import SinkModel
 
 WEIGHT, SCALE = 20.0, 6.0
 """Defaults: total weight of the other keys; logits they give to the query's token."""

@@ -19,7 +19,8 @@ from jaxtyping import Float, Float64, Int
 from numpy import ndarray
 from torch import Tensor
 
-from toy_tasks.bigram_backcopy import BOS, BigramBackcopy
+from toy_tasks.bigram_backcopy import BigramBackcopy
+from toy_tasks.bigram_law import BOS
 from toy_tasks.config import ToyConfig
 from toy_tasks.transformer import ToyTransformer
 

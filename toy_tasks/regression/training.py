@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toy_tasks.linear_regression import LinearRegression
 from toy_tasks.progress import progress_bar
-from toy_tasks.regression_heads import Kind, RegressionHeads
+from toy_tasks.regression.heads import Kind, RegressionHeads
+from toy_tasks.regression.task import LinearRegression
 
 
 @dataclass(frozen=True, eq=False)

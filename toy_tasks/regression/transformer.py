@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from toy_tasks.config import ToyConfig
-from toy_tasks.linear_regression import RegressionPrompts
 from toy_tasks.operators import Operator
+from toy_tasks.regression.task import RegressionPrompts
 from toy_tasks.transformer import ToyTransformer
 
 

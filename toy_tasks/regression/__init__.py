@@ -1,0 +1,1 @@
+"""In-context linear regression: task, predictors in closed form, heads, training."""
