@@ -197,7 +197,7 @@ def test_a_hugging_face_model_with_the_task(hugging_face, task, tokens):
     assert all((f / "model.safetensors").exists() for f in hugging_face.values())
     found = formation(hugging_face, tokens, task=task)
     assert found.steps == [0, 10, 40]
-    assert set(found.measures) == set(MEASURES)
+    assert set(found.measures) == set(MEASURES) - set(SHARES)
     assert found.final("bos_markov").shape == (8, 3)  # 2 layers, 4 heads
     risk = [value(found, "markov_excess", step) for step in found.steps]
     assert risk[0] > risk[1] > risk[2] > 0
