@@ -63,8 +63,8 @@ from .experiments.formation.study import FormationStudy as FormationStudy
 from .experiments.formation.study import formation_study as formation_study
 from .experiments.formation.swaps import swap_effects as swap_effects
 from .experiments.formation.timeline import Formation as Formation
-from .experiments.grids.grid import Setting as Setting
 from .experiments.grids.grid import train_grid as train_grid
+from .experiments.grids.jobs import Setting as Setting
 from .experiments.head_search.profile import HeadProfile as HeadProfile
 from .experiments.head_search.profile import answer_is_right as answer_is_right
 from .experiments.head_search.profile import next_token_entropy as next_token_entropy

@@ -5,7 +5,6 @@ Source: the remedies of systems.md's rows: gates (arXiv:2505.06708), softmax plu
 loss after AVSR sinks; all on Bigram-Backcopy.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from mechsink.experiments.grids.grid import Setting, grid_meta, train_grid
+from mechsink.experiments.grids.grid import check_names, study_grid
+from mechsink.experiments.grids.jobs import Setting
 from mechsink.experiments.grids.seeds import by_run, overview, seed_panels
 from mechsink.experiments.operators import COLUMNS, PANELS, measure_run
 from mechsink.experiments.study import Study, as_claims, claim
@@ -107,30 +107,24 @@ def mitigation_study(
         RuntimeError: a training failed.
     """
     names = list(remedies or (["ReLU"] if quick else REMEDIES))
-    unknown = [name for name in names if name not in REMEDIES]
-    if unknown:
-        raise ValueError(
-            f"mitigation_study: no remedy {', '.join(map(repr, unknown))}. Allowed: "
-            f"{', '.join(REMEDIES)}."
-        )
+    check_names("mitigation_study", "remedy", names, REMEDIES)
     if seeds is None:
         seeds = range(1) if quick else range(5)
-    started = time.perf_counter()
     task = BigramBackcopy.from_text()
     chosen = {
         name: Setting(task, _sized(REMEDIES[name], quick))
         for name in dict.fromkeys(["none", *names])
     }
-    table = train_grid(
+    table, meta = study_grid(
         chosen,
         folder,
         measure_run,
+        quick=quick,
         seeds=seeds,
         workers=workers,
         device=device,
         progress=progress,
     )
-    meta = {**grid_meta(table, chosen, started), "quick": quick}
     effects = _effects(table)
     return MitigationStudy(table, meta, as_claims(_claims(table)), effects)
 

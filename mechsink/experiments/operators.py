@@ -4,7 +4,6 @@ Source: the question of Gu et al. 2024 (arXiv:2410.10781), asked of the
 Bigram-Backcopy task of Guo et al. 2024 (arXiv:2410.13835).
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from mechsink.experiments.formation.moment import Texts, measure_moment
-from mechsink.experiments.grids.grid import Setting, grid_meta, train_grid
+from mechsink.experiments.grids.grid import check_names, study_grid
+from mechsink.experiments.grids.jobs import Setting
 from mechsink.experiments.grids.seeds import by_run, cell, overview, seed_panels
 from mechsink.experiments.study import Study, as_claims, claim
 from mechsink.models.toy import ToyModel
@@ -110,31 +110,25 @@ def operator_study(
         ValueError: no such operator.
         RuntimeError: a training failed.
     """
-    unknown = [name for name in names if name not in OPERATORS]
-    if unknown:
-        raise ValueError(
-            f"operator_study: {', '.join(map(repr, unknown))} unknown. Allowed: "
-            f"{', '.join(OPERATORS)}."
-        )
+    check_names("operator_study", "operator", names, OPERATORS)
     if quick:
         names = QUICK if names is MAIN else names
         model = replace(preset.model, n_ctx=32, d_mlp=128)
         preset = replace(preset, steps=400, batch=48, model=model)
     if seeds is None:
         seeds = range(2) if quick else range(5)
-    started = time.perf_counter()
     task = task or BigramBackcopy.from_text()
     settings = {name: Setting(task, _with(preset, name)) for name in names}
-    table = train_grid(
+    table, meta = study_grid(
         settings,
         folder,
         measure_run,
+        quick=quick,
         seeds=seeds,
         workers=workers,
         device=device,
         progress=progress,
     )
-    meta = {**grid_meta(table, settings, started), "quick": quick}
     return OperatorStudy(table, meta, as_claims(_claims(table)))
 
 

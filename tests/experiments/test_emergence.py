@@ -20,8 +20,8 @@ from mechsink.experiments.emergence.trends import (
     trend_table,
     verdict,
 )
-from mechsink.experiments.grids import grid
-from mechsink.experiments.grids.grid import Setting
+from mechsink.experiments.grids import jobs
+from mechsink.experiments.grids.jobs import Setting
 from mechsink.models.toy import ToyModel
 from mechsink.run import Run
 from mechsink.sites import Site
@@ -195,7 +195,7 @@ def test_the_study_is_resumed_saved_and_drawn(tmp_path, monkeypatch):
     assert set(found.trends["knob"]) == {"prefix"}  # a slope takes all four windows
     assert set(found.figures()) == {"knobs", "positions"}
     assert len(found.tables()["Measured beside published"]) == len(found.trends)
-    monkeypatch.setattr(grid, "train", None)  # calling it would fail
+    monkeypatch.setattr(jobs, "train", None)  # calling it would fail
     again = emergence(tmp_path / "runs", **asked)
     pd.testing.assert_frame_equal(again.table, found.table)
     back = EmergenceStudy.load(found.save(tmp_path / "saved"))

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from mechsink.experiments.grids import grid
-from mechsink.experiments.grids.grid import Setting, train_grid
+from mechsink.experiments.grids import jobs
+from mechsink.experiments.grids.grid import train_grid
+from mechsink.experiments.grids.jobs import Setting
 from toy_tasks import PRESETS, BigramBackcopy, Preset, ToyConfig, TrainRun
 
 MODEL = ToyConfig(d_model=16, d_head=8, d_mlp=16, n_ctx=8)
@@ -38,7 +39,7 @@ def test_every_setting_and_seed_is_trained_once(tmp_path, monkeypatch):
         ("relu", 4),
     ]
     assert table["value"].nunique() == 4
-    monkeypatch.setattr(grid, "train", None)  # calling it would fail
+    monkeypatch.setattr(jobs, "train", None)  # calling it would fail
     again = train_grid(SETTINGS, tmp_path, last_loss, seeds=[3, 4], workers=1)
     assert numbers(again) == numbers(table)
 

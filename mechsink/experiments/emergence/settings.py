@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from mechsink.experiments.grids.grid import Setting
+from mechsink.experiments.grids.jobs import Setting
 from toy_tasks import PRESETS, BigramBackcopy, Preset
 from toy_tasks.operators import OPERATORS, Operator, Window
 

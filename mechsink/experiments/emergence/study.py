@@ -8,7 +8,6 @@ Source: Gu et al. 2024 (arXiv:2410.10781), on the task of Guo et al. 2024
 (arXiv:2410.13835).
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from mechsink import plotting
 from mechsink.experiments.emergence.measures import BY_POSITION, measure_emergence
 from mechsink.experiments.emergence.settings import KNOBS, QUICK, setting
 from mechsink.experiments.emergence.trends import EPS, Scores, trend_table
-from mechsink.experiments.grids.grid import grid_meta, train_grid
+from mechsink.experiments.grids.grid import check_names, study_grid
 from mechsink.experiments.grids.seeds import by_run, cell, overview
 from mechsink.experiments.operators import COLUMNS
 from mechsink.experiments.study import Study, as_claims, claim
@@ -89,21 +88,16 @@ def emergence(
         ValueError: no such knob.
         RuntimeError: a training failed.
     """
-    unknown = [knob for knob in knobs or () if knob not in KNOBS]
-    if unknown:
-        raise ValueError(
-            f"emergence: no knob {', '.join(map(repr, unknown))}. Allowed: "
-            f"{', '.join(map(repr, KNOBS))}."
-        )
+    check_names("emergence", "knob", knobs or (), KNOBS)
     names = list(QUICK) if quick and not knobs else _names(knobs or list(KNOBS))
     if seeds is None:
         seeds = range(1) if quick else range(3)
-    started = time.perf_counter()
     chosen = {name: setting(name, quick) for name in names}
-    found = train_grid(
+    found, meta = study_grid(
         chosen,
         folder,
         measure_emergence,
+        quick=quick,
         seeds=seeds,
         workers=workers,
         device=device,
@@ -116,7 +110,6 @@ def emergence(
     positions = at.reset_index(drop=True)
     table = pd.DataFrame(found[~is_at]).drop(columns="position")
     table = table.reset_index(drop=True)
-    meta = {**grid_meta(table, chosen, started), "quick": quick}
     scores = Scores(by_run(table), positions)
     claims = as_claims(_claims(scores))
     return EmergenceStudy(table, meta, claims, positions, trend_table(scores))

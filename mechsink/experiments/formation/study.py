@@ -8,7 +8,6 @@ Source: Guo et al. 2024 (arXiv:2410.13835).
 """
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,8 @@ import pandas as pd
 from mechsink import plotting
 from mechsink.experiments.formation.recorder import formation
 from mechsink.experiments.formation.swaps import swap_effects
-from mechsink.experiments.grids.grid import Setting, grid_meta, train_grid
+from mechsink.experiments.grids.grid import check_names, study_grid
+from mechsink.experiments.grids.jobs import Setting
 from mechsink.experiments.grids.seeds import LOG, by_run, overview, seed_panels
 from mechsink.experiments.operators import UNSEEN
 from mechsink.experiments.study import Study, as_claims, claim
@@ -111,29 +111,24 @@ def formation_study(
         RuntimeError: a training failed.
     """
     names = settings or (["1 layer", "ReLU"] if quick else list(SETTINGS))
-    unknown = [name for name in names if name not in SETTINGS]
-    if unknown:
-        raise ValueError(
-            f"formation_study: no setting {', '.join(map(repr, unknown))}. Allowed: "
-            f"{', '.join(map(repr, SETTINGS))}."
-        )
+    check_names("formation_study", "setting", names, SETTINGS)
     if seeds is None:
         seeds = range(1) if quick else range(5)
-    started = time.perf_counter()
     chosen = {name: _setting(name, quick) for name in names}
-    table: Any = train_grid(
+    found, meta = study_grid(
         chosen,
         folder,
         measure_run,
+        quick=quick,
         seeds=seeds,
         workers=workers,
         device=device,
         progress=progress,
     )
+    table: Any = found
     is_swap = table["swap"] != ""
     swaps = table[is_swap][["setting", "seed", "swap", "measure", "value"]]
     timeline = table[~is_swap].drop(columns="swap").reset_index(drop=True)
-    meta = {**grid_meta(table, chosen, started), "quick": quick}
     study = FormationStudy(timeline, meta, as_claims([]), swaps.reset_index(drop=True))
     return replace(study, claims=as_claims(_claims(study)))
 

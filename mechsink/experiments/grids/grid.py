@@ -7,72 +7,22 @@ A grid is a function of its settings and seeds: how many processes trained it, a
 how often it was stopped, changes no number.
 """
 
-import multiprocessing
-import os
-import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from mechsink.progress import Advance, bar
-from mechsink.results import Result, versions
-from toy_tasks import Preset, TrainRun, train
-from toy_tasks.runs import digest, identity
-from toy_tasks.task import Task
-
-Measure = Callable[[TrainRun], pd.DataFrame]
-"""A finished run to a tidy table; a function of a module, so that processes find it."""
-
-TICK = 25
-"""Training steps between two reports of a worker."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One cell of a grid: what is trained on what; the seed comes later."""
-
-    task: Task
-    preset: Preset
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run of a grid."""
-
-    name: str
-    setting: Setting
-    seed: int
-    folder: Path
-    measure: Measure
-    device: str | None
-
-    @property
-    def measured(self) -> Path:
-        """Where its numbers go."""
-        return self.folder / "measured"
-
-    @property
-    def key(self) -> str:
-        """Marks what was measured: a digest of the run and of the function."""
-        of = identity(self.setting.task, self.setting.preset, self.seed)
-        how = f"{self.measure.__module__}.{self.measure.__qualname__}"
-        return digest({"run": of, "measure": how})
-
-    def table(self) -> pd.DataFrame | None:
-        """What was measured earlier, with seconds; None if it is yet to be done."""
-        if not (self.measured / "meta.json").exists():
-            return None
-        found = Result.load(self.measured)
-        if found.meta.get("key") != self.key:
-            return None  # of another run or measure: trained or measured anew
-        return found.table
+from mechsink.experiments.grids.jobs import (
+    Job,
+    Measure,
+    Setting,
+    default_workers,
+    run_jobs,
+)
+from mechsink.progress import bar
+from mechsink.results import versions
 
 
 def train_grid(
@@ -115,7 +65,9 @@ def train_grid(
     total = sum(job.setting.preset.steps for job in waiting)
     failed: dict[Job, BaseException] = {}
     with bar(f"training {len(waiting)} toys", total, progress) as advance:
-        for job, outcome in _run(waiting, workers or _workers(device), advance):
+        for job, outcome in run_jobs(
+            waiting, workers or default_workers(device), advance
+        ):
             if isinstance(outcome, BaseException):
                 failed[job] = outcome
             else:
@@ -134,24 +86,44 @@ def train_grid(
     return pd.DataFrame(table[first + [c for c in table if c not in first]])
 
 
-def grid_meta(
-    table: pd.DataFrame, settings: Mapping[str, Setting], started: float
-) -> dict[str, Any]:
-    """What a study says of its grid: recipes, seeds, versions, processor time.
+def study_grid(
+    settings: Mapping[str, Setting],
+    folder: str | Path,
+    measure: Measure,
+    *,
+    quick: bool,
+    **options: Any,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """`train_grid` with what a study says of it: recipes, seeds, versions, time.
 
     Args:
-        table: from `train_grid`.
-        settings: what was trained.
-        started: `time.perf_counter()` before it was.
+        settings, folder, measure, options: as for `train_grid`.
+        quick: whether this is the study's small form.
+
+    Returns:
+        The table, and a dict for `Result.meta`; training_s is processor time.
     """
+    started = time.perf_counter()
+    table = train_grid(settings, folder, measure, **options)
     runs: Any = table.drop_duplicates(["setting", "seed"])
-    return {
+    return table, {
         "versions": versions(),
         "presets": {name: s.preset.to_json() for name, s in settings.items()},
         "seeds": runs["seed"].unique().tolist(),
         "training_s": round(float(runs["seconds"].sum()), 1),
         "duration_s": round(time.perf_counter() - started, 1),
+        "quick": quick,
     }
+
+
+def check_names(caller: str, what: str, given: Sequence[str], known: Any) -> None:
+    """Raise ValueError where a name is not among the known ones."""
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{caller}: no {what} {', '.join(map(repr, unknown))}. Allowed: "
+            f"{', '.join(map(repr, known))}."
+        )
 
 
 def _jobs(
@@ -171,110 +143,3 @@ def _jobs(
         for seed in seeds  # all settings of one seed first: early results compare
         for name, setting in settings.items()
     ]
-
-
-def _run(
-    jobs: Sequence[Job], workers: int, advance: Advance
-) -> Iterator[tuple[Job, pd.DataFrame | BaseException]]:
-    """Do the jobs, here or in processes; each with its table or what went wrong."""
-    if workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            try:
-                with _one_thread():
-                    outcome: Any = _do(job, advance)
-            except Exception as error:
-                outcome = error
-            yield job, outcome
-        return
-    # A fresh interpreter each: a fork would inherit torch's threads half-dead.
-    context = multiprocessing.get_context("spawn")
-    steps: Any = context.Queue()
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), context, initializer=_start, initargs=(steps,)
-    )
-    try:
-        doing: dict[Future[pd.DataFrame], Job] = {
-            pool.submit(_do_in_worker, job): job for job in jobs
-        }
-        while doing:
-            done, _ = wait(doing, timeout=0.5, return_when=FIRST_COMPLETED)
-            _drain(steps, advance)
-            for future in done:
-                error = future.exception()
-                yield doing.pop(future), future.result() if error is None else error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _do(job: Job, advance: Advance) -> pd.DataFrame:
-    """Train one toy, measure it, and store the numbers."""
-    started = time.process_time()
-    before = -1
-
-    def tick(step: int, model: Any, task: Any) -> None:
-        nonlocal before
-        advance(step - max(before, 0))
-        before = step
-
-    preset = job.setting.preset
-    run = train(
-        job.setting.task,
-        preset,
-        job.folder / "run",
-        job.seed,
-        callbacks=[tick],
-        callback_steps=[*range(0, preset.steps, TICK), preset.steps],
-        device=job.device,
-        progress=False,
-    )
-    seconds = time.process_time() - started
-    table = job.measure(run).assign(seconds=seconds)
-    meta = {"key": job.key, "seed": job.seed, "preset": preset.to_json()}
-    Result(table, meta).save(job.measured)
-    return table
-
-
-_report: Advance | None = None  # of this worker process
-
-
-def _start(done: Any) -> None:
-    global _report
-    torch.set_num_threads(1)
-
-    def report(steps: int = 1) -> None:
-        done.put(steps)
-
-    _report = report
-
-
-def _do_in_worker(job: Job) -> pd.DataFrame:
-    assert _report is not None
-    return _do(job, _report)
-
-
-def _drain(steps: Any, advance: Advance) -> None:
-    while True:
-        try:
-            advance(steps.get_nowait())
-        except queue.Empty:
-            return
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in a worker: sums over several threads differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _workers(device: str | None) -> int:
-    on_gpu = torch.cuda.is_available() if device is None else device != "cpu"
-    if on_gpu:
-        return 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
