@@ -188,6 +188,9 @@ WANTED: tuple[tuple[str, str, str, Bound], ...] = (
     ("3 layers", "resid_ratio", "3 layers: the residual of <s> peaks", {"above": 2.0}),
     ("SGD", "bos_markov", "SGD: a sink still forms", {"above": 0.5}),
     ("ReLU", "bos_markov", "ReLU: no sink", {"below": 0.2}),
+    ("0 triggers", "bos_markov", "Without triggers: no sink", {"below": 0.2}),
+    ("5 triggers", "bos_markov", "5 triggers: a sink", {"above": 0.5}),
+    ("10 triggers", "bos_markov", "10 triggers: a sink", {"above": 0.5}),
 )
 COMPARED = (
     ("ReLU", "1 layer", "value_ratio", "The value of <s> drains less with ReLU"),
