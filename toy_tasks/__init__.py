@@ -15,6 +15,7 @@ from toy_tasks.regression.training import train_heads
 from toy_tasks.regression.transformer import RegressionTransformer
 from toy_tasks.runs import TrainRun, load_run
 from toy_tasks.task import Task
+from toy_tasks.text.source_text import SourceText
 from toy_tasks.training import train
 from toy_tasks.transformer import ToyTransformer
 
@@ -27,6 +28,7 @@ __all__ = [
     "Preset",
     "RegressionHeads",
     "RegressionTransformer",
+    "SourceText",
     "Sums",
     "Task",
     "ToyConfig",

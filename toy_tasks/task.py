@@ -8,6 +8,7 @@ from torch import Tensor
 
 from toy_tasks.arithmetic import Sums
 from toy_tasks.bigram_backcopy import BigramBackcopy
+from toy_tasks.text.source_text import SourceText
 
 
 @runtime_checkable  # the shape checker needs isinstance
@@ -59,7 +60,7 @@ class Task(Protocol):
 
 TaskT = TypeVar("TaskT", bound=Task)
 
-TASKS = {"bigram_backcopy": BigramBackcopy, "sums": Sums}
+TASKS = {"bigram_backcopy": BigramBackcopy, "sums": Sums, "source_text": SourceText}
 
 
 def task_from_json(data: dict[str, Any]) -> Task:

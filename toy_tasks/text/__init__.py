@@ -1,0 +1,1 @@
+"""Real text as a task: Python's standard library, read as a language."""
