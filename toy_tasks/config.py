@@ -142,11 +142,11 @@ class ToyConfig:
                 f"ToyConfig: positions='rotary' with d_head={self.d_head}. Rotary "
                 "turns pairs of entries: take an even d_head."
             )
-        if self.operators is not None and self.acts_in_attention:
+        if self.operators is not None and self.positions in ("alibi", "relative"):
             raise ValueError(
                 f"ToyConfig: positions={self.positions!r} beside operators, which make "
-                "their scores themselves. Take positions 'learned', 'sinusoidal' or "
-                "'none', or plain attention (operators=None)."
+                "their scores themselves. Take any other positions, or plain attention "
+                "(operators=None)."
             )
 
     def _check_prefix(self) -> None:
@@ -165,11 +165,6 @@ class ToyConfig:
                 "carriers or operators. A prefix takes plain softmax attention: leave "
                 "them at 'softmax', None and None."
             )
-
-    @property
-    def acts_in_attention(self) -> bool:
-        """Whether positions act on scores instead of being added to the embedding."""
-        return self.positions in ("rotary", "alibi", "relative")
 
     @property
     def adds_positions(self) -> bool:

@@ -51,6 +51,27 @@ def test_rotary_scores_depend_on_the_distance_alone():
     torch.testing.assert_close(q, q[:, :1].expand_as(q))  # not yet turned
 
 
+def test_rotary_turns_what_an_operator_sees():
+    """The softmax operator is plain attention; a learned key is not turned."""
+    config = replace(BASE, positions="rotary")
+    plain = ToyTransformer(config, seed=1).double()
+    operator = ToyTransformer(replace(config, operators=OPERATORS["softmax"]), seed=1)
+    operator.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(operator.double()(TOKENS), plain(TOKENS))
+
+    config = replace(config, operators=OPERATORS["key-bias"])
+    biased = ToyTransformer(config, seed=1).double()
+    q = rotated(seen_at(biased, "hook_q", TOKENS)).transpose(1, 2)
+    k = rotated(seen_at(biased, "hook_k", TOKENS)).transpose(1, 2)
+    bias = biased.get_parameter("blocks.0.attn.memory.k")
+    keys = torch.cat([bias.expand(2, 2, 1, 6), k], dim=2)
+    scores = q @ keys.transpose(2, 3) / 6**0.5
+    seen = torch.ones(160, 161).tril(1).bool()
+    want = scores.masked_fill(~seen, -torch.inf).softmax(-1)[..., 1:]
+    pattern = seen_at(biased, "hook_pattern", TOKENS)
+    torch.testing.assert_close(pattern, want)
+
+
 def test_alibi_by_hand():
     assert alibi_slopes(4).tolist() == [2**-2, 2**-4, 2**-6, 2**-8]
     assert alibi_slopes(8).tolist() == [2.0**-n for n in range(1, 9)]
@@ -134,7 +155,7 @@ def test_defaults_are_written_as_before():
     ("bad", "message"),
     [
         ({"positions": "rotary", "d_head": 5}, "even d_head"),
-        ({"positions": "rotary", "operators": OPERATORS["gate"]}, "plain attention"),
+        ({"positions": "relative", "operators": OPERATORS["gate"]}, "plain attention"),
         ({"positions": "alibi", "operators": OPERATORS["gate"]}, "operators=None"),
         ({"prefix": 161}, "Allowed: 0"),
         ({"prefix": 3, "attention": "relu"}, "softmax"),

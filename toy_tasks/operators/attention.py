@@ -10,6 +10,7 @@ from toy_tasks.operators.memory import Slots
 from toy_tasks.operators.normalisers import Normaliser, Scored
 from toy_tasks.operators.operator import Operator
 from toy_tasks.operators.parts import Heads, Init, Sizes
+from toy_tasks.positions import rotated
 
 
 class OperatorAttention(nn.Module):
@@ -22,13 +23,15 @@ class OperatorAttention(nn.Module):
     softmax, sink scores are those of |A| / sum |A|. `hook_z` is gated, so that W_O
     reads it as it is.
     `hook_attn_scores` shows -inf where a key is hidden, except to a normaliser that
-    reads hidden scores. All of it needs the whole prompt: there is no continuation
-    from a past.
+    reads hidden scores. Rotary positions turn queries and keys after their hooks and
+    before anything else sees them, kernel maps included; learned keys are not turned.
+    All of it needs the whole prompt: there is no continuation from a past.
     """
 
     def __init__(self, config: ToyConfig, operator: Operator) -> None:
         super().__init__()
         self.operator = operator
+        self.is_rotary = config.positions == "rotary"
         self.group = config.n_heads // config.kv_heads
         self.W_Q = weight(config.n_heads, config.d_model, config.d_head)
         self.W_K = weight(config.kv_heads, config.d_model, config.d_head)
@@ -75,6 +78,8 @@ class OperatorAttention(nn.Module):
         q = self.hook_q(torch.einsum("bpd,hde->bphe", x, self.W_Q))
         k = self.hook_k(torch.einsum("bpd,hde->bphe", x, self.W_K))
         v = self.hook_v(torch.einsum("bpd,hde->bphe", x, self.W_V))
+        if self.is_rotary:
+            q, k = rotated(q), rotated(k)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         if self.group > 1:
             k, v = (t.repeat_interleave(self.group, dim=1) for t in (k, v))

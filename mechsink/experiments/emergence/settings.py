@@ -1,41 +1,38 @@
-"""Knobs of "When Attention Sink Emerges", as settings on Bigram-Backcopy.
+"""Knobs of "When Attention Sink Emerges", as settings of a bed.
 
-Each setting turns one knob of the base: one layer, one head, 64 tokens, AdamW,
-32,000 sequences. Smaller than the preset bb-cpu in its MLP, batch and steps, so that
-all settings and three seeds take some half an hour of one core.
+Each setting turns one knob of the bed's base, and is a `Setting` to train: a task and
+a preset.
 
-Source: the ablations of Gu et al. 2024 (arXiv:2410.10781), their values scaled.
+Source: the ablations of Gu et al. 2024 (arXiv:2410.10781).
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mechsink.experiments.emergence.beds import Bed
 from mechsink.experiments.grids.jobs import Setting
-from toy_tasks import PRESETS, BigramBackcopy, Preset
-from toy_tasks.operators import OPERATORS, Operator, Window
+from toy_tasks.operators import OPERATORS, Window
+from toy_tasks.operators.operator import Operator
 
-BASE = replace(
-    PRESETS["bb-cpu"],
-    model=replace(PRESETS["bb-cpu"].model, d_mlp=128),
-    steps=1000,
-    batch=32,
-)
+POSITIONS = ("none", "learned", "sinusoidal", "rotary", "alibi", "relative")
+BIASES = ("key-bias", "kv-bias", "v-bias", "sink-token")
+NORMALISED = ("sigmoid-sum", "elu-features-sum")
+LOOSE = ("sigmoid", "elu", "linear", "mlp-clamped", "relu")
 
-LR = {"lr 2e-4": 2e-4, "lr 6e-4": 6e-4, "lr 2e-3": 2e-3, "base": BASE.lr}
-STEPS = {"steps 125": 125, "steps 250": 250, "steps 500": 500, "base": BASE.steps}
-DATA = {
-    "data 32": 32,
-    "data 256": 256,
-    "data 2048": 2048,
-    "base": BASE.steps * BASE.batch,  # fresh ones at every step
-}
-"""Name to sequences there are."""
-DECAY = {"decay 0": 0.0, "decay 0.1": 0.1, "decay 0.5": 0.5, "decay 2": 2.0,
-         "decay 5": 5.0}  # fmt: skip
-"""Weight decay; lr x decay x steps is near the published one at the same value."""
-TOKENS: Mapping[str, dict[str, Any]] = {
+
+@dataclass(frozen=True)
+class Turn:
+    """What a setting changes of its bed's base: fields of preset, model and task."""
+
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
+
+
+BASE = Turn()
+"""The base itself; it is in every knob."""
+TOKENS: Mapping[str, Mapping[str, Any]] = {
     "no bos": {"n_bos": 0},
     "2 bos": {"n_bos": 2},
     "bos at 2": {"n_bos": 0, "bos_at": 2},
@@ -44,80 +41,59 @@ TOKENS: Mapping[str, dict[str, Any]] = {
     "random 0-1": {"n_bos": 0, "random_at": (0, 2)},
 }
 """What stands at the first positions; the base has `<s>` at 0."""
-PREFIX: Mapping[str, tuple[int, int]] = {
-    "prefix 5": (5, 1),
-    "prefix 5, no bos": (5, 0),
-}
-"""Tokens that see each other, and whether `<s>` is the first of them."""
-WINDOW = {"window 4": 4, "window 16": 16, "window 32": 32}
-POSITIONS = ("none", "sinusoidal", "rotary", "alibi", "relative")
-BIASES = ("key-bias", "kv-bias", "v-bias", "sink-token")
-NORMALISED = ("sigmoid-sum", "elu-features-sum")
-LOOSE = ("sigmoid", "elu", "linear", "mlp-clamped", "relu")
-
-KNOBS: Mapping[str, tuple[str, ...]] = {
-    "learning rate": tuple(LR),
-    "steps": tuple(STEPS),
-    "data": tuple(DATA),
-    "weight decay": ("base", *DECAY),
-    "tokens": ("base", *TOKENS),
-    "prefix": ("base", *PREFIX),
-    "window": ("base", *WINDOW),
-    "positions": ("base", *(f"positions {p}" for p in POSITIONS)),
-    "biases": ("base", *BIASES),
-    "operators": ("base", *NORMALISED, *LOOSE),
-}
-"""Knob to the names of its settings; "base" is in every one."""
-
-QUICK = ("base", "steps 125", "bos at 2", "linear")
-"""The settings of the quick form."""
 
 
-def setting(name: str, quick: bool = False) -> Setting:
-    """The setting of that name; quick: 32 tokens and 0.4 of the steps.
+def knobs(bed: Bed) -> dict[str, dict[str, Turn]]:
+    """Knob to its settings, by name."""
+    base = {"base": BASE}
+    prefix = {"prefix": bed.prefix}
+    return {
+        "learning rate": {f"lr {v}": _preset(lr=float(v)) for v in bed.lr} | base,
+        "steps": {f"steps {v}": _preset(steps=int(v)) for v in bed.steps} | base,
+        "data": {f"data {v}": _preset(n_sequences=int(v)) for v in bed.data} | base,
+        "weight decay": base
+        | {f"decay {v}": _preset(weight_decay=float(v)) for v in bed.decay},
+        "tokens": base | {name: Turn(task=task) for name, task in TOKENS.items()},
+        "prefix": base
+        | {
+            f"prefix {bed.prefix}": Turn(model=prefix),
+            f"prefix {bed.prefix}, no bos": Turn(model=prefix, task={"n_bos": 0}),
+        },
+        "window": base
+        | {f"window {v}": _operator(Operator(carrier=Window(int(v)))) for v in bed.window},
+        "positions": base
+        | {
+            f"positions {name}": Turn(model={"positions": name})
+            for name in POSITIONS
+            if name != bed.base.model.positions
+        },
+        "biases": base | {name: _operator(OPERATORS[name]) for name in BIASES},
+        "operators": base
+        | {name: _operator(OPERATORS[name]) for name in (*NORMALISED, *LOOSE)}
+        # Faster than the operator of that name, and the same.
+        | {"relu": Turn(model={"attention": "relu"})},
+    }
+
+
+def setting(bed: Bed, name: str, quick: bool = False) -> Setting:
+    """The setting of that name; quick: on the bed's small form, its steps scaled.
 
     Raises:
         KeyError: no such setting.
     """
-    preset, task = _recipe(name)
-    if quick:
-        model = replace(preset.model, n_ctx=32)
-        steps = round(0.4 * preset.steps)
-        preset = replace(preset, steps=steps, batch=48, model=model)
+    turn = {n: t for settings in knobs(bed).values() for n, t in settings.items()}[name]
+    base = bed.quick if quick else bed.base
+    changed = dict(turn.preset)
+    if quick and "steps" in changed:
+        changed["steps"] = round(changed["steps"] * base.steps / bed.base.steps)
+    preset = replace(base, model=replace(base.model, **turn.model), **changed)
     preset = replace(preset, checkpoints=(preset.steps,))
-    return Setting(replace(_text(), **task), preset)
+    return Setting(bed.task(**turn.task), preset)
 
 
-@cache
-def _text() -> BigramBackcopy:
-    return BigramBackcopy.from_text()  # counting takes a tenth of a second
+def _preset(**options: Any) -> Turn:
+    return Turn(preset=options)
 
 
-def _recipe(name: str) -> tuple[Preset, dict[str, Any]]:
-    """The base with one knob turned: preset, and options of the task."""
-    if name == "base":
-        return BASE, {}
-    if name in LR:
-        return replace(BASE, lr=LR[name]), {}
-    if name in STEPS:
-        return replace(BASE, steps=STEPS[name]), {}
-    if name in DATA:
-        return replace(BASE, n_sequences=DATA[name]), {}
-    if name in DECAY:
-        return replace(BASE, weight_decay=DECAY[name]), {}
-    if name in TOKENS:
-        return BASE, dict(TOKENS[name])
-    if name in PREFIX:
-        prefix, n_bos = PREFIX[name]
-        return _model(prefix=prefix), {"n_bos": n_bos}
-    if name in WINDOW:
-        return _model(operators=Operator(carrier=Window(WINDOW[name]))), {}
-    if name.startswith("positions "):
-        return _model(positions=name.removeprefix("positions ")), {}
-    if name == "relu":  # faster than the operator of that name, and the same
-        return _model(attention="relu"), {}
-    return _model(operators=OPERATORS[name]), {}
-
-
-def _model(**options: Any) -> Preset:
-    return replace(BASE, model=replace(BASE.model, **options))
+def _operator(operator: Operator) -> Turn:
+    return Turn(model={"operators": operator})
