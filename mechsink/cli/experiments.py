@@ -143,6 +143,10 @@ def emergence(
         list[str] | None,
         typer.Option(help="One to turn, repeatable, such as steps. Default: all."),
     ] = None,
+    bed: Annotated[
+        str,
+        typer.Option(help="What is learnt: bigram, text, or text-gpu, for a GPU."),
+    ] = "bigram",
     workers: Workers = None,
     runs: Runs = None,
     out: Out = Path("emergence"),
@@ -160,13 +164,15 @@ def emergence(
 
         return study(
             stage,
+            bed=bed,
             knobs=knob,
             seeds=_range(seeds),
             quick=quick,
             workers=workers,
         )
 
-    _write(run, out, runs, "emergence", quick)
+    name = "emergence" if bed == "bigram" else f"emergence --bed {bed}"
+    _write(run, out, runs, name, quick)
 
 
 @experiment.command()

@@ -1,5 +1,6 @@
 """Knobs and trends of the emergence study on planted numbers and toys."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -7,32 +8,33 @@ import pytest
 import torch
 
 from mechsink.experiments.emergence import study
-from mechsink.experiments.emergence.measures import in_view
-from mechsink.experiments.emergence.settings import KNOBS, setting
+from mechsink.experiments.emergence.beds import BEDS, BIGRAM, TEXT
+from mechsink.experiments.emergence.measures import in_view, measure_emergence
+from mechsink.experiments.emergence.scores import Scores, gap, moved, slope, strongest
+from mechsink.experiments.emergence.settings import knobs, setting
 from mechsink.experiments.emergence.study import EmergenceStudy, emergence
-from mechsink.experiments.emergence.trends import (
-    TRENDS,
-    Scores,
-    gap,
-    moved,
-    slope,
-    strongest,
-    trend_table,
-    verdict,
-)
+from mechsink.experiments.emergence.trends import trend_table, trends, verdict
 from mechsink.experiments.grids import jobs
 from mechsink.experiments.grids.jobs import Setting
 from mechsink.models.toy import ToyModel
 from mechsink.run import Run
 from mechsink.sites import Site
-from toy_tasks import BigramBackcopy, ToyConfig, ToyTransformer
+from toy_tasks import (
+    BigramBackcopy,
+    Preset,
+    SourceText,
+    ToyConfig,
+    ToyTransformer,
+    TrainRun,
+    train,
+)
 from toy_tasks.operators import Operator, Window
 
 SEEDS = (0, 1, 2)
 
 
 def planted(by_setting: dict[str, float], at: dict[str, dict[int, float]]) -> Scores:
-    """Three seeds, .01 apart, around the given scores."""
+    """Three seeds, .01 apart, around these scores; by position two heads, .1 apart."""
     runs = [
         {"setting": name, "seed": seed, "sink_score": score + 0.01 * (seed - 1)}
         for name, score in by_setting.items()
@@ -57,7 +59,7 @@ def test_slopes_gaps_and_positions_by_hand():
     assert slope({"a": 50, "absent": 3}, 2)(scores).empty
     assert gap("a")(scores).tolist() == pytest.approx([-0.5] * 3)
     assert gap("absent")(scores).empty
-    assert strongest("p", 0, 2)(scores).tolist() == pytest.approx([0.39, 0.4, 0.41])
+    assert strongest("p", 0, 2)(scores).tolist() == pytest.approx([0.44, 0.45, 0.46])
     assert moved("p", 1)(scores).tolist() == pytest.approx([0.3] * 3)
 
 
@@ -74,11 +76,12 @@ def test_verdict_is_that_of_the_interval():
 
 
 def test_trend_table_of_planted_runs():
-    scores = planted(
-        {"base": 0.6, "linear": 0.1, "sigmoid-sum": 0.1, "elu": 0.295, "decay 5": 0.0},
-        {"no bos": {0: 0.05}, "bos at 2": {0: 0.02, 2: 0.6}},
-    )
-    table = trend_table(scores).set_index("trend")
+    """A head .05 above the mean is the strongest."""
+    names = {"linear": 0.1, "sigmoid-sum": 0.1, "elu": 0.245, "decay 5": 0.0}
+    at = {name: {0: score} for name, score in names.items()}
+    scores = planted({}, {**at, "no bos": {0: 0.05}, "bos at 2": {0: 0.02, 2: 0.6}})
+    scores = Scores(pd.DataFrame(columns=["setting", "seed"]), scores.positions)
+    table = trend_table(scores, BIGRAM).set_index("trend")
     assert table["verdict"].to_dict() == {
         "Weight decay of 5: no sink": "unconfirmed",
         "No <s>: the sink is on the first token": "disagree",
@@ -89,18 +92,21 @@ def test_trend_table_of_planted_runs():
     }
     row = table.loc["<s> at 2: the sink is there, not at 0"]
     assert row["measured"] == pytest.approx(0.58) and row["wanted"] == "> 0"
+    assert table.loc["elu: no sink", "measured"] == pytest.approx(0.295)
 
 
-def test_every_trend_reads_settings_that_are_there():
-    names = {name for settings in KNOBS.values() for name in settings}
+@pytest.mark.parametrize("bed", BEDS.values(), ids=list(BEDS))
+def test_every_trend_reads_settings_that_are_there(bed):
+    names = {name for settings in knobs(bed).values() for name in settings}
     positions = {name: dict.fromkeys(range(10), 0.1) for name in names}
     scores = planted(dict.fromkeys(names, 0.2), positions)
     runs = scores.runs.assign(bos_in_view=0.3, oldest_in_view=0.1)
-    table = trend_table(Scores(runs, scores.positions))
-    assert len(table) == len(TRENDS)
-    assert set(table["knob"]) == set(KNOBS)
+    table = trend_table(Scores(runs, scores.positions), bed)
+    assert len(table) == len(trends(bed))
+    assert set(table["knob"]) == set(knobs(bed))
     window = table[table["trend"].str.startswith("Window of 16")].iloc[0]
     assert window["measured"] == pytest.approx(0.2)
+    assert set(bed.notes) <= set(table["trend"])
 
 
 def flat(data: dict, prefix: str = "") -> dict:
@@ -111,21 +117,17 @@ def flat(data: dict, prefix: str = "") -> dict:
     return parts
 
 
-@pytest.fixture(scope="module")
-def recipes():
-    names = dict.fromkeys(name for names in KNOBS.values() for name in names)
-    return {name: setting(name) for name in names}
-
-
-def test_each_setting_turns_one_knob(recipes):
+@pytest.mark.parametrize("bed", BEDS.values(), ids=list(BEDS))
+def test_each_setting_turns_one_knob(bed):
     def facts(name):
-        one = recipes[name]
-        task = {k: v for k, v in one.task.to_json().items() if k != "table"}
+        one = setting(bed, name)
+        task = one.task.to_json()
+        task = {k: v for k, v in task.items() if k not in ("table", "words")}
         preset = {**one.preset.to_json(), "checkpoints": None}  # always the last step
         return flat({"task": task, "preset": preset})
 
     base = facts("base")
-    for name in recipes:
+    for name in dict.fromkeys(name for names in knobs(bed).values() for name in names):
         other = facts(name)
         keys = [k for k in {*base, *other} if base.get(k) != other.get(k)]
         turned = {".".join(k.split(".")[:3]) for k in keys}
@@ -136,10 +138,10 @@ def test_each_setting_turns_one_knob(recipes):
 
 
 def test_quick_keeps_the_knob():
-    small = setting("steps 125", quick=True).preset
+    small = setting(BIGRAM, "steps 125", quick=True).preset
     assert small.steps == 50 and small.model.n_ctx == 32
     with pytest.raises(KeyError):
-        setting("steps 7")
+        setting(BIGRAM, "steps 7")
 
 
 def test_an_even_head_in_a_window_has_no_excess():
@@ -148,12 +150,13 @@ def test_an_even_head_in_a_window_has_no_excess():
     config = ToyConfig(d_vocab=66, d_model=16, d_head=8, n_ctx=12, operators=operator)
     toy = ToyTransformer(config).eval()
     torch.nn.init.zeros_(toy.blocks[0].attn.W_Q)
-    table = in_view(ToyModel(toy, task), task, task.sample(4, 12, seed=0), 4)
+    tokens = task.sample(4, 12, seed=0)
+    table = in_view(ToyModel(toy, task), tokens, ~task.is_trigger(tokens), 4)
     assert table["value"].tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
 def test_view_by_hand():
-    """Window of 2 over 4 tokens, none a trigger: queries 1; 2 and 3."""
+    """Window of 2 over 4 tokens: queries 1; 2 and 3."""
 
     class Fixed(ToyModel):
         def run(self, tokens, **_):
@@ -163,32 +166,59 @@ def test_view_by_hand():
             cache = {Site("pattern", 0): pattern.expand(1, 1, 4, 4)}
             return Run(tokens, torch.zeros(1, 4, 66), cache)
 
-    task = replace(BigramBackcopy.from_text(), triggers=[])
+    task = BigramBackcopy.from_text()
     toy = ToyTransformer(ToyConfig(d_vocab=66)).eval()
-    table = in_view(Fixed(toy, task), task, task.sample(1, 4, seed=0), 2)
+    every = torch.ones(1, 4, dtype=torch.bool)
+    table = in_view(Fixed(toy, task), task.sample(1, 4, seed=0), every, 2)
     assert table.set_index("measure")["value"].to_dict() == pytest.approx(
         {"bos_in_view": 0.9 - 0.5, "oldest_in_view": (0.3 + 0.8) / 2 - 0.5}
     )
 
 
+def test_text_is_measured_on_what_was_held_out(tmp_path, monkeypatch):
+    """Even logits lose log V; an even head's sink score is H(T) / T."""
+    task = SourceText.from_library(50)
+    model = ToyConfig(
+        n_layers=2, n_heads=2, d_model=8, d_head=4, d_mlp=8, n_ctx=16, norm="none"
+    )
+    preset = Preset("tiny", model, steps=1, batch=1, lr=1e-9, checkpoints=(1,))
+    run = train(task, preset, tmp_path, progress=False)
+    toy = run.model()
+    for name, weight in toy.named_parameters():
+        if name.endswith("W_Q") or name == "W_unembed":
+            torch.nn.init.zeros_(weight)
+    monkeypatch.setattr(TrainRun, "model", lambda run: toy)
+    found = measure_emergence(run)
+    found = found[found["measure"] != "score_at"].groupby("measure")["value"].mean()
+    assert found["loss"] == pytest.approx(math.log(task.d_vocab), rel=1e-5)
+    even = sum(1 / n for n in range(1, 17)) / 16
+    assert found["sink_score"] == pytest.approx(even, rel=1e-5)
+    assert found["sink_top"] == pytest.approx(even, rel=1e-5)
+    assert found["sink_rate"] == 0
+
+
 @pytest.mark.matrix
-def test_the_study_is_resumed_saved_and_drawn(tmp_path, monkeypatch):
-    def tiny(name, quick=False):
-        found = setting(name)
+@pytest.mark.parametrize("bed", [BIGRAM, TEXT], ids=["bigram", "text"])
+def test_the_study_is_resumed_saved_and_drawn(bed, tmp_path, monkeypatch):
+    def tiny(bed, name, quick=False):
+        found = setting(bed, name)
         model = replace(found.preset.model, d_model=16, d_head=8, d_mlp=16, n_ctx=12)
         preset = replace(
-            found.preset, steps=4, batch=4, model=model, checkpoints=(4,), lr=1e-3
+            found.preset, steps=4, batch=4, model=model, checkpoints=(4,), warmup=0
         )
         return Setting(found.task, preset)
 
+    every = knobs(bed)
     few = {"window": ("base", "window 16"), "prefix": ("base", "prefix 5")}
-    monkeypatch.setattr(study, "KNOBS", {**KNOBS, **few})
+    turns = {knob: {name: every[knob][name] for name in few[knob]} for knob in few}
+    monkeypatch.setattr(study, "knobs_of", lambda bed: {**every, **turns})
     monkeypatch.setattr(study, "setting", tiny)
-    asked = {"knobs": list(few), "seeds": [0], "workers": 1}
+    asked = {"bed": bed.name, "knobs": list(few), "seeds": [0], "workers": 1}
     found = emergence(tmp_path / "runs", **asked)
     assert set(found.table["setting"]) == {"base", "window 16", "prefix 5"}
     assert "score_at" not in set(found.table["measure"])
-    assert found.positions.groupby(["setting", "seed"]).size().eq(10).all()
+    one = ["setting", "seed", "layer", "head"]
+    assert found.positions.groupby(one).size().eq(10).all()
     both = found.positions[found.positions["position"] == 0]["score"].to_numpy()
     at_0 = found.table[found.table["measure"] == "sink_score"]["value"].to_numpy()
     assert both == pytest.approx(at_0)
@@ -202,6 +232,8 @@ def test_the_study_is_resumed_saved_and_drawn(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(back.trends, found.trends)
 
 
-def test_an_unknown_knob_is_explained(tmp_path):
+def test_unknown_names_are_explained(tmp_path):
+    with pytest.raises(ValueError, match=r"no bed 'toy'.*'bigram', 'text'"):
+        emergence(tmp_path, bed="toy")
     with pytest.raises(ValueError, match=r"no knob 'lr'.*'learning rate'"):
         emergence(tmp_path, knobs=["lr"])

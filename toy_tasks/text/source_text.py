@@ -100,10 +100,10 @@ class SourceText:
             random_at,
         )  # fmt: skip
 
-    @cached_property
+    @property
     def vocab(self) -> list[str]:
         """Token strings, by id."""
-        return [*self.words, *CHARACTERS, UNKNOWN, BOS]
+        return list(self._ids)
 
     @property
     def d_vocab(self) -> int:
@@ -174,11 +174,12 @@ class SourceText:
 
     def decode(self, tokens: Sequence[int] | Int[Tensor, " pos"]) -> str:
         """The text of token ids, in order."""
-        return "".join(self.vocab[int(token)] for token in tokens)
+        vocab = self.vocab
+        return "".join(vocab[int(token)] for token in tokens)
 
     @cached_property
     def _ids(self) -> dict[str, int]:
-        return {token: i for i, token in enumerate(self.vocab)}
+        return _ids(self.words)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the text itself, as JSON values."""
@@ -206,6 +207,11 @@ def _counted(n_words: int, with_tests: bool) -> tuple[tuple[str, ...], str]:
     return tuple(frequent_pieces(training, n_words)), _digest(training, held_out)
 
 
+def _ids(words: tuple[str, ...]) -> dict[str, int]:
+    vocab = [*words, *CHARACTERS, UNKNOWN, BOS]
+    return {token: i for i, token in enumerate(vocab)}
+
+
 def _digest(training: str, held_out: str) -> str:
     both = f"{training}\0{held_out}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(both).hexdigest()[:16]
@@ -223,8 +229,7 @@ def _tokens(
             f"({platform.python_version()}) has another text. Run that version to "
             "train or draw; encode, decode and given tokens work anywhere."
         )
-    vocab = [*words, *CHARACTERS, UNKNOWN, BOS]
-    ids = {token: i for i, token in enumerate(vocab)}
+    ids = _ids(words)
     parts: dict[Part, str] = {"training": training, "held-out": held_out}
     return {
         part: np.array(encode(text, ids), dtype=np.int32)

@@ -38,3 +38,112 @@ class Bed:
     quick_settings: tuple[str, ...]
     notes: Mapping[str, str] = field(default_factory=dict)
     """Trend to what to keep in mind of it here."""
+
+
+@cache
+def _letters() -> BigramBackcopy:
+    return BigramBackcopy.from_text()  # counting takes a tenth of a second
+
+
+def _bigrams(**options: Any) -> BigramBackcopy:
+    return replace(_letters(), **options)
+
+
+def _smaller(preset: Preset, steps: int, batch: int, **model: Any) -> Preset:
+    return replace(
+        preset, steps=steps, batch=batch, model=replace(preset.model, **model)
+    )
+
+
+_BOS = "<s>, known by its content, stands first: the sink stays there"
+_BARE = "one layer sees no first token without <s>: nothing but its position tells it"
+_RIVAL = "<s> stays and serves as well as the bias, so either may take the sink"
+_ONE = "one layer finds the token before by position alone"
+_PROXY = "score of |A| / sum |A|, as in the source"
+_UNNORMALISED = {
+    f"{name}: no sink": _PROXY
+    for name in ("sigmoid", "elu", "linear", "mlp-clamped", "relu")
+}
+_RIVALS = {f"{name}: no more on the first": _RIVAL for name in
+           ("key-bias", "kv-bias", "sink-token")}  # fmt: skip
+
+_BIGRAM = _smaller(PRESETS["bb-cpu"], 1000, 32, d_mlp=128)
+
+BIGRAM = Bed(
+    "bigram",
+    "Bigram-Backcopy",
+    # One layer, one head, 64 tokens, AdamW, 32,000 sequences: smaller than bb-cpu, so
+    # that all settings and three seeds take some half an hour of one core.
+    base=_BIGRAM,
+    quick=_smaller(_BIGRAM, 400, 48, n_ctx=32),
+    task=_bigrams,
+    lr=("2e-4", "6e-4", "2e-3"),
+    steps=("125", "250", "500"),
+    data=("32", "256", "2048"),
+    decay=("0", "0.1", "0.5", "2", "5"),  # lr x decay x steps is near the published
+    window=("4", "16", "32"),
+    prefix=5,
+    seeds=3,
+    quick_settings=("base", "steps 125", "bos at 2", "linear"),
+    notes={
+        "Weight decay of .5 against 0: a stronger sink":
+            "little room: queries on triggers, a third, never rest",
+        "No <s>: the sink is on the first token": _BARE,
+        "Random token at 0: the sink moves to 1": _BARE,
+        "Random tokens at 0 and 1: it moves to 2": _BARE,
+        "Prefix of 5: a sink among its tokens but the first": _BOS,
+        "Prefix of 5 without <s>: a sink among its tokens": _BARE,
+        "A smaller window: a weaker sink":
+            "partly by construction: fewer queries see position 0",
+        "none positions: a sink": _ONE + ", and NoPE gives none",
+        "alibi positions: a sink":
+            _ONE + ", and one head's ALiBi takes off .004 a token",
+        "elu-features-sum: a sink":
+            "positive features of low rank; the task needs sharp attention",
+        **_RIVALS,
+        **_UNNORMALISED,
+    },
+)  # fmt: skip
+
+
+def _source(**options: Any) -> SourceText:
+    return SourceText.from_library(**options)
+
+
+def _large_source(**options: Any) -> SourceText:
+    return SourceText.from_library(4000, with_tests=True, **options)
+
+
+_TEXT_NOTES = {**_UNNORMALISED}
+
+TEXT = Bed(
+    "text",
+    "the standard library's source",
+    base=PRESETS["text-cpu"],
+    quick=_smaller(PRESETS["text-cpu"], 400, 8),
+    task=_source,
+    lr=("1e-4", "1e-3", "3e-3"),
+    steps=("1000", "2000", "4000"),
+    data=("64", "512", "4096"),
+    decay=("0", "0.01", "0.5", "2", "5"),
+    window=("4", "16", "32"),
+    prefix=5,
+    seeds=3,
+    quick_settings=("base", "steps 1000", "bos at 2"),
+    notes=_TEXT_NOTES,
+)
+TEXT_GPU = replace(
+    TEXT,
+    name="text-gpu",
+    base=PRESETS["text-gpu"],
+    quick=_smaller(PRESETS["text-gpu"], 200, 16),
+    task=_large_source,
+    lr=("1e-5", "1e-4", "1e-3"),
+    steps=("2500", "5000", "10000"),
+    data=("1000", "10000", "100000"),
+    window=("16", "64", "256"),
+    seeds=1,
+)
+
+BEDS = {bed.name: bed for bed in (BIGRAM, TEXT, TEXT_GPU)}
+"""By name."""

@@ -59,8 +59,7 @@ def knobs(bed: Bed) -> dict[str, dict[str, Turn]]:
             f"prefix {bed.prefix}": Turn(model=prefix),
             f"prefix {bed.prefix}, no bos": Turn(model=prefix, task={"n_bos": 0}),
         },
-        "window": base
-        | {f"window {v}": _operator(Operator(carrier=Window(int(v)))) for v in bed.window},
+        "window": base | {f"window {v}": _window(int(v)) for v in bed.window},
         "positions": base
         | {
             f"positions {name}": Turn(model={"positions": name})
@@ -93,6 +92,10 @@ def setting(bed: Bed, name: str, quick: bool = False) -> Setting:
 
 def _preset(**options: Any) -> Turn:
     return Turn(preset=options)
+
+
+def _window(n: int) -> Turn:
+    return _operator(Operator(carrier=Window(n)))
 
 
 def _operator(operator: Operator) -> Turn:

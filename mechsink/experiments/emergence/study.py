@@ -1,42 +1,48 @@
-""" "When Attention Sink Emerges" at small scale: its knobs on Bigram-Backcopy.
+""" "When Attention Sink Emerges" at small scale: its knobs on two beds.
 
 Learning rate, steps, amount of data, weight decay, what stands at the first positions,
 prefix loss, window, position encodings, biases and operators; each trend beside the
-published one.
+published one. The beds are Bigram-Backcopy and a small language model.
 
 Source: Gu et al. 2024 (arXiv:2410.10781), on the task of Guo et al. 2024
-(arXiv:2410.13835).
+(arXiv:2410.13835) and on text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
 from mechsink import plotting
+from mechsink.experiments.emergence.beds import BEDS
+from mechsink.experiments.emergence.claims import claims_of
 from mechsink.experiments.emergence.measures import BY_POSITION, measure_emergence
-from mechsink.experiments.emergence.settings import KNOBS, QUICK, setting
-from mechsink.experiments.emergence.trends import EPS, Scores, trend_table
+from mechsink.experiments.emergence.scores import EPS, Scores
+from mechsink.experiments.emergence.settings import Turn, setting
+from mechsink.experiments.emergence.settings import knobs as knobs_of
+from mechsink.experiments.emergence.trends import trend_table
 from mechsink.experiments.grids.grid import check_names, study_grid
 from mechsink.experiments.grids.seeds import by_run, cell, overview
 from mechsink.experiments.operators import COLUMNS
-from mechsink.experiments.study import Study, as_claims, claim
+from mechsink.experiments.study import Study, as_claims
 from mechsink.plotting import Axes, Figure
 
-SHOWN = {"sink_score": "sink score at 0", **COLUMNS}
+SHOWN = {"sink_score": "sink score at 0", "sink_top": "of the strongest head",
+         **COLUMNS, "loss": "loss (nats)"}  # fmt: skip
+Knobs = Mapping[str, Mapping[str, Turn]]
 
 
 @dataclass(frozen=True, eq=False)
 class EmergenceStudy(Study):
-    """Sinks by knob, and each trend beside the published one.
+    """Sinks by knob on one bed, and each trend beside the published one.
 
     `table`: setting, seed, layer, head, measure, value, seconds, as in
     `OperatorStudy`, of position 0. `positions`: setting, seed, layer, head, position,
     score: sink score at the first ten. `trends`: as in
-    `mechsink.experiments.emergence.trends.trend_table`.
+    `mechsink.experiments.emergence.trends.trend_table`. `meta["bed"]` names the bed.
     """
 
     positions: pd.DataFrame
@@ -46,14 +52,17 @@ class EmergenceStudy(Study):
 
     def figures(self) -> dict[str, Figure]:
         """Sink score by knob, every seed a dot; and where the sink is."""
+        knobs = knobs_of(BEDS[self.meta["bed"]])
         return {
-            "knobs": _knob_panels(self.table, self.positions),
-            "positions": _position_map(self.positions),
+            "knobs": _knob_panels(self.positions, knobs),
+            "positions": _position_map(self.positions, knobs),
         }
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Trends first, then means over seeds."""
         trends = self.trends.drop(columns=["measured", "low", "high"])
+        there = set(self.table["measure"])
+        shown = {name: title for name, title in SHOWN.items() if name in there}
         measured = [
             cell(*row)
             for row in self.trends[["measured", "low", "high"]].itertuples(index=False)
@@ -61,13 +70,14 @@ class EmergenceStudy(Study):
         trends.insert(5, "measured [95 %]", measured)
         return {
             "Measured beside published": trends,
-            "Means over seeds, 95 % Student-t intervals": overview(self.table, SHOWN),
+            "Means over seeds, 95 % Student-t intervals": overview(self.table, shown),
         }
 
 
 def emergence(
     folder: str | Path,
     *,
+    bed: str = "bigram",
     knobs: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     quick: bool = False,
@@ -79,20 +89,25 @@ def emergence(
 
     Args:
         folder: for the runs; what is there already is not trained again.
-        knobs: names of `KNOBS`; default: all, quick: four settings of some.
-        seeds: default 0 to 2, quick 0.
-        quick: shorter prompts and fewer steps, under a minute.
+        bed: name of one of `BEDS`: bigram, text, or text-gpu for a GPU.
+        knobs: such as "learning rate"; default: all, quick: some settings of some.
+        seeds: default as many as the bed has, from 0; quick 0.
+        quick: smaller and fewer steps, under a minute.
         workers, device, progress: as for `train_grid`.
 
     Raises:
-        ValueError: no such knob.
+        ValueError: no such bed or knob.
         RuntimeError: a training failed.
     """
-    check_names("emergence", "knob", knobs or (), KNOBS)
-    names = list(QUICK) if quick and not knobs else _names(knobs or list(KNOBS))
+    check_names("emergence", "bed", [bed], BEDS)
+    on = BEDS[bed]
+    turns = knobs_of(on)
+    check_names("emergence", "knob", knobs or (), turns)
+    every = ["base", *(name for knob in knobs or turns for name in turns[knob])]
+    names = on.quick_settings if quick and not knobs else dict.fromkeys(every)
     if seeds is None:
-        seeds = range(1) if quick else range(3)
-    chosen = {name: setting(name, quick) for name in names}
+        seeds = range(1 if quick else on.seeds)
+    chosen = {name: setting(on, name, quick) for name in names}
     found, meta = study_grid(
         chosen,
         folder,
@@ -103,58 +118,38 @@ def emergence(
         device=device,
         progress=progress,
     )
+    table, positions = _split(found)
+    scores = Scores(by_run(table), positions)
+    claims, trends = as_claims(claims_of(scores, on)), trend_table(scores, on)
+    return EmergenceStudy(table, {**meta, "bed": bed}, claims, positions, trends)
+
+
+def _split(found: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Measures of position 0 and of the run; and scores by position."""
     is_at = found["measure"] == BY_POSITION
     at = pd.DataFrame(found[is_at]).rename(columns={"value": "score"})
     columns = ["setting", "seed", "layer", "head", "position", "score"]
     at = at.reindex(columns=columns).astype({"position": int})
-    positions = at.reset_index(drop=True)
     table = pd.DataFrame(found[~is_at]).drop(columns="position")
-    table = table.reset_index(drop=True)
-    scores = Scores(by_run(table), positions)
-    claims = as_claims(_claims(scores))
-    return EmergenceStudy(table, meta, claims, positions, trend_table(scores))
+    return table.reset_index(drop=True), at.reset_index(drop=True)
 
 
-def _names(knobs: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(["base", *(n for knob in knobs for n in KNOBS[knob])]))
+def _knob_panels(positions: pd.DataFrame, knobs: Knobs) -> Figure:
+    """A panel a knob: every seed a dot for position 0, a ring for the best of ten.
 
-
-def _claims(scores: Scores) -> list[dict[str, Any]]:
-    """What is asserted of those settings that were trained."""
-    shorter = scores.of("base") - scores.of("steps 125")
-    asserted: list[tuple[str, pd.Series, dict[str, Any]]] = [
-        ("The base has a sink at <s> (sink score)", scores.of("base"), {"above": EPS}),
-        ("It is weaker after an eighth of the steps (difference)", shorter.dropna(),
-         {"above": 0.05}),
-        ("<s> at 2: the sink is there", scores.at("bos at 2", 2), {"above": EPS}),
-        ("and not at 0", scores.at("bos at 2", 0), {"below": 0.15}),
-        ("Linear attention: no sink", scores.of("linear"), {"below": EPS}),
-        ("ReLU attention: no sink", scores.of("relu"), {"below": EPS}),
-    ]  # fmt: skip
-    rows = [
-        claim(sentence, values.tolist(), **bound)
-        for sentence, values, bound in asserted
-        if len(values)
-    ]
-    runs: Any = scores.runs
-    worst = float(runs["beyond_oracle"].min())
-    text = "No run beats the oracle (standard errors, the worst run)"
-    return [*rows, claim(text, worst, above=-3.0)]
-
-
-def _knob_panels(table: pd.DataFrame, positions: pd.DataFrame) -> Figure:
-    """A panel a knob: every seed a dot for position 0, a ring for the best of ten."""
-    runs = by_run(table)
-    trained = set(runs["setting"])
-    knobs = {knob: [n for n in names if n in trained] for knob, names in KNOBS.items()}
-    knobs = {k: names for k, names in knobs.items() if set(names) - {"base"}}
+    Of several heads the strongest counts.
+    """
+    trained = set(positions["setting"])
+    there = {knob: [n for n in names if n in trained] for knob, names in knobs.items()}
+    shown = {knob: names for knob, names in there.items() if set(names) - {"base"}}
     one = ["setting", "seed"]
-    heads = positions.groupby([*one, "position"], as_index=False)["score"].mean()
-    best = pd.Series(pd.DataFrame(heads).groupby(one)["score"].max())
+    best = pd.Series(positions.groupby(one)["score"].max())
+    first = pd.DataFrame(positions[positions["position"] == 0])
+    at_0 = pd.Series(first.groupby(one)["score"].max())
     with plotting.theme():
-        panels = plotting.new_panels(len(knobs), columns=3, height=2.0)
-        for number, (ax, knob) in enumerate(zip(panels, knobs, strict=True)):
-            _dots(ax, runs, best, knobs[knob])
+        panels = plotting.new_panels(len(shown), columns=3, height=2.0)
+        for number, (ax, knob) in enumerate(zip(panels, shown, strict=True)):
+            _dots(ax, at_0, best, shown[knob])
             ax.set_title(knob, fontsize="small")
             if number % 3 == 0:
                 ax.set_ylabel("sink score", fontsize="small")
@@ -162,11 +157,10 @@ def _knob_panels(table: pd.DataFrame, positions: pd.DataFrame) -> Figure:
         return plotting.figure_of(panels[0])
 
 
-def _dots(ax: Axes, runs: pd.DataFrame, best: pd.Series, names: Sequence[str]) -> None:
+def _dots(ax: Axes, at_0: pd.Series, best: pd.Series, names: Sequence[str]) -> None:
     dark, light = plotting.colours(2)
     for place, name in enumerate(names):
-        values = runs.loc[runs["setting"] == name, "sink_score"]
-        top = best[name]
+        values, top = at_0[name], best[name]
         ring, dot = ("", "") if place else ("best of the first ten", "position 0")
         ax.plot(
             [place] * len(top), top, "o", ms=4.5, mfc="none", color=light, label=ring
@@ -180,11 +174,13 @@ def _dots(ax: Axes, runs: pd.DataFrame, best: pd.Series, names: Sequence[str]) -
     ax.tick_params(axis="y", labelsize="x-small")
 
 
-def _position_map(positions: pd.DataFrame) -> Figure:
-    """Where the sink is: settings by position, mean over seeds and heads."""
-    placed = {*KNOBS["tokens"], *KNOBS["prefix"]}
+def _position_map(positions: pd.DataFrame, knobs: Knobs) -> Figure:
+    """Where the sink is: settings by position; the strongest head, mean over seeds."""
+    placed = {*knobs["tokens"], *knobs["prefix"]}
     here = positions[positions["setting"].isin(list(placed))]
-    grid = here.pivot_table(index="setting", columns="position", values="score")
+    one = ["setting", "seed", "position"]
+    top = pd.DataFrame(here.groupby(one, as_index=False)["score"].max())
+    grid = top.pivot_table(index="setting", columns="position", values="score")
     grid = grid.loc[[n for n in dict.fromkeys(positions["setting"]) if n in placed]]
     with plotting.theme():
         height = 0.9 + 0.22 * len(grid)

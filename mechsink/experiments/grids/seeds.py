@@ -18,6 +18,7 @@ OVER_HEADS: Mapping[str, str] = {
     "bos_markov": "max",
     "bos_markov_share": "max",
     "sink_logit": "max",
+    "sink_top": "max",
     "previous_trigger": "max",
     "value_ratio": "min",
     "resid_ratio": "max",
@@ -27,7 +28,13 @@ OVER_HEADS: Mapping[str, str] = {
 What is not named here is the mean; of measures without layers it is the value.
 """
 
-SHARES = {"bos_markov_share", "bos_trigger_share", "sink_rate", "sink_score"}
+SHARES = {
+    "bos_markov_share",
+    "bos_trigger_share",
+    "sink_rate",
+    "sink_score",
+    "sink_top",
+}
 LOG = {"value_ratio", "resid_ratio", "trigger_excess", "markov_excess", "excess"}
 
 
