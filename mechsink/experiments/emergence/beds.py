@@ -107,7 +107,7 @@ BIGRAM = Bed(
 
 
 def _source(**options: Any) -> SourceText:
-    return SourceText.from_library(**options)
+    return SourceText.from_library(400, **options)
 
 
 def _large_source(**options: Any) -> SourceText:
@@ -120,16 +120,16 @@ TEXT = Bed(
     "text",
     "the standard library's source",
     base=PRESETS["text-cpu"],
-    quick=_smaller(PRESETS["text-cpu"], 400, 8),
+    quick=_smaller(PRESETS["text-cpu"], 600, 8),
     task=_source,
     lr=("1e-4", "1e-3", "3e-3"),
-    steps=("1000", "2000", "4000"),
+    steps=("1500", "3000", "6000"),
     data=("64", "512", "4096"),
-    decay=("0", "0.01", "0.5", "2", "5"),
+    decay=("0", "0.5", "2", "5"),
     window=("4", "16", "32"),
     prefix=5,
     seeds=3,
-    quick_settings=("base", "steps 1000", "bos at 2"),
+    quick_settings=("base", "no bos"),
     notes=_TEXT_NOTES,
 )
 TEXT_GPU = replace(

@@ -120,7 +120,7 @@ def emergence(
     )
     table, positions = _split(found)
     scores = Scores(by_run(table), positions)
-    claims, trends = as_claims(claims_of(scores, on)), trend_table(scores, on)
+    claims, trends = as_claims(claims_of(scores, on, quick)), trend_table(scores, on)
     return EmergenceStudy(table, {**meta, "bed": bed}, claims, positions, trends)
 
 
