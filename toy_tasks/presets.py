@@ -160,11 +160,9 @@ def _text(
 
 
 # Small heads, a fixed first token and a large step: what forms a sink within minutes.
-_SMALL = ToyConfig(n_layers=2, n_heads=8, d_model=64, d_head=8, d_mlp=256, n_ctx=64)
-# The 60M model of arXiv:2410.10781, its MLP not gated; half its context.
-_LARGE = ToyConfig(
-    n_layers=10, n_heads=8, d_model=768, d_head=96, d_mlp=2304, n_ctx=1024
-)
+_SMALL = ToyConfig(n_layers=3, n_heads=8, d_model=64, d_head=8, d_mlp=256, n_ctx=64)
+# Between that and the 60M model of arXiv:2410.10781, which takes more text.
+_LARGE = ToyConfig(n_layers=8, n_heads=8, d_model=512, d_head=64, d_mlp=2048, n_ctx=256)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -175,8 +173,16 @@ PRESETS: dict[str, Preset] = {
         Preset("bb-relu", ToyConfig(attention="relu"), steps=3000, batch=64, lr=3e-3),
         # The published sizes and step numbers; for a GPU.
         Preset("bb-paper", _PAPER, steps=10_000, batch=512, lr=3e-4, checkpoints=100),
-        _text("text-cpu", _SMALL, 12_000, 8, 1e-2, decay="cosine", weight_decay=0.2,
-              dtype="bfloat16"),
+        _text(
+            "text-cpu",
+            _SMALL,
+            5000,
+            8,
+            1e-2,
+            decay="cosine",
+            weight_decay=0.2,
+            dtype="bfloat16",
+        ),
         _text("text-gpu", _LARGE, 20_000, 64, 4e-4, dtype="bfloat16", weight_decay=0.1),
         _sums("sums-planted", 64, 4, 800, 256, planted=True),
         _sums("sums-planted-small", 48, 2, 400, 128, planted=True),

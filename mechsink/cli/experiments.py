@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -172,6 +173,7 @@ def emergence(
         )
 
     name = "emergence" if bed == "bigram" else f"emergence --bed {bed}"
+    name += "".join(f" --knob {quote(one)}" for one in knob or [])
     _write(run, out, runs, name, quick)
 
 

@@ -33,6 +33,10 @@ class Study(Result):
 
     title: ClassVar[str] = "Study"
 
+    def about(self) -> str:
+        """A sentence on what was studied, where the title leaves it open."""
+        return ""
+
     def figures(self) -> dict[str, Figure]:
         """Figures by file name, without ending."""
         return {}

@@ -29,7 +29,8 @@ def write_study(study: Study, folder: Path | str, command: str) -> Path:
     import matplotlib.pyplot as plt
 
     folder = study.save(folder)
-    lines = [f"# {study.title}", "", "Made by", "", f"    {command}", ""]
+    about = [study.about(), ""] if study.about() else []
+    lines = [f"# {study.title}", "", *about, "Made by", "", f"    {command}", ""]
     lines += [_settings(study.meta), "", "## Claims", "", markdown(_verdicts(study))]
     for name, figure in study.figures().items():
         figure.savefig(folder / f"{name}.png", dpi=150)

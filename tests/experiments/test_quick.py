@@ -16,10 +16,12 @@ ONE = ["--workers", "1"]  # the tests' own workers fill the machine
         ("formation", ONE),
         ("mitigation", ONE),
         ("emergence", ONE),
+        ("emergence", ["--bed", "text", *ONE]),
         ("dynamics", []),
         ("regression", []),
         pytest.param("streaming", [], marks=pytest.mark.pretrained),
     ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value[1:2]),
 )
 def test_quick(name, options, tmp_path):
     folder = tmp_path / name

@@ -24,7 +24,7 @@ class Bed:
     """
 
     name: str
-    text: str  # what is learnt, for headings
+    text: str  # what is learnt, for "On ..."
     base: Preset
     quick: Preset  # the base's small form
     task: Callable[..., Task]  # of n_bos, bos_at, random_at; these are drawn from it
@@ -122,9 +122,9 @@ TEXT = Bed(
     base=PRESETS["text-cpu"],
     quick=_smaller(PRESETS["text-cpu"], 600, 8),
     task=_source,
-    lr=("1e-4", "1e-3", "3e-3"),
-    steps=("1500", "3000", "6000"),
-    data=("64", "512", "4096"),
+    lr=("1e-3", "3e-3"),
+    steps=("625", "1250", "2500"),
+    data=("512", "4096"),
     decay=("0", "0.5", "2", "5"),
     window=("4", "16", "32"),
     prefix=5,

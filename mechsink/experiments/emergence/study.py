@@ -50,6 +50,17 @@ class EmergenceStudy(Study):
 
     title: ClassVar[str] = "When do attention sinks emerge?"
 
+    def about(self) -> str:
+        """The bed and its base."""
+        preset = self.meta["presets"]["base"]
+        model = preset["model"]
+        return (
+            f"On {BEDS[self.meta['bed']].text}. Base: {model['n_layers']} layers of "
+            f"{model['n_heads']} heads, width {model['d_model']}, {model['n_ctx']} "
+            f"tokens, {preset['steps']} steps of {preset['batch']} sequences, "
+            f"lr {preset['lr']:g}."
+        )
+
     def figures(self) -> dict[str, Figure]:
         """Sink score by knob, every seed a dot; and where the sink is."""
         knobs = knobs_of(BEDS[self.meta["bed"]])
