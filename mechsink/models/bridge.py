@@ -1,25 +1,16 @@
-"""Any Hugging Face causal language model, through TransformerLens's bridge.
+"""Any Hugging Face causal language model, through TransformerLens's bridge."""
 
-Two views of the model share its weights: a bridged one, whose hooks give every
-site, and a plain one, whose attention can be watched in linear memory and whose
-blocks can be replayed (resume.py). The user's own model is never touched.
-"""
-
-import functools
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from mechsink.models.hooks import SiteHooks, check_tokens
-from mechsink.models.patterns import visit_patterns
-from mechsink.models.plain import PlainModel
-from mechsink.models.versions import package_version
-from mechsink.models.views import shared_view, unbridged
-from mechsink.run import Edit, LayerAttention, ModelShape, Run
+from mechsink.models.hugging_face import HuggingFaceModel
+from mechsink.models.views import unbridged
+from mechsink.run import Edit, ModelShape, Run
 from mechsink.sites import Site
 
 HOOKS = {
@@ -41,31 +32,11 @@ bridge's hook_resid_mid is the MLP norm's input only, so an edit there would mis
 the skip path; `SiteHooks` goes through resid_pre and attn_out instead."""
 
 
-class BridgeModel:
-    """A Hugging Face causal language model as a `mechsink.Model`.
+class BridgeModel(HuggingFaceModel):
+    """A Hugging Face causal language model whose sites TransformerLens reads."""
 
-    Args:
-        hf_model: the model; put in no other mode and left unchanged.
-        tokenizer: its tokenizer, or None to work with token tensors only.
-        name: what to call it in results.
-        info: more provenance to store with every result.
-        selfcheck: prove the hooks right on first use (selfcheck.py).
-    """
-
-    def __init__(
-        self,
-        hf_model: nn.Module,
-        tokenizer: Any = None,
-        *,
-        name: str = "hugging face model",
-        info: Mapping[str, Any] | None = None,
-        selfcheck: bool = True,
-    ) -> None:
-        self.name = name
-        self._prove = selfcheck
-        self.tokenizer = tokenizer
-        self.plain = PlainModel(shared_view(hf_model))
-        self._info = dict(info or {})
+    backend = "transformer_lens"
+    package = "transformer-lens"
 
     @classmethod
     def from_bridge(
@@ -80,68 +51,13 @@ class BridgeModel:
         name = options.pop("name", None) or type(bridge.original_model).__name__
         return cls(unbridged(bridge), tokenizer, name=name, **options)
 
-    @property
-    def device(self) -> torch.device:
-        """Where inputs go: the device of the embedding."""
-        return self.plain.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of the weights."""
-        return self.plain.dtype
-
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return self.shape.n_layers
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads a layer."""
-        return self.shape.n_heads
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """Backend, architecture, versions and whatever the loader added."""
-        return {
-            "backend": "transformer_lens",
-            "architecture": type(self.plain.model).__name__,
-            "attention": "eager (sites), "
-            + ("flash or chunked (sinks)" if self.plain.attends else "eager (sinks)"),
-            "transformers": package_version("transformers"),
-            "transformer_lens": package_version("transformer-lens"),
-            **self._info,
-        }
-
-    @functools.cached_property
-    def bridge(self) -> Any:
-        """The TransformerLens bridge over a view of its own."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from transformer_lens.model_bridge.sources import build_bridge_from_module
-
-            view = shared_view(self.plain.model, eager=True)
-            bridge = build_bridge_from_module(
-                view, type(view).__name__, hf_config=view.config
-            )
-        bridge.eval()
-        return bridge
-
-    @property
-    def shape(self) -> ModelShape:
-        """Sizes, and the sites that this model proved to have."""
-        return self._shape
-
-    @functools.cached_property
-    def _shape(self) -> ModelShape:
-        # Here, not above: loading alone needs no pandas.
-        from mechsink.models.selfcheck import available_sites, selfcheck_run
-
+    def candidates(self) -> ModelShape:
+        """Sizes by the bridge's configuration, sites by its hooks."""
         cfg = self.bridge.cfg
-        candidates = {name for name in HOOKS if self._has_hook(name)}
-        if "attn_out" in candidates and not self._is_parallel():
-            candidates.add("resid_mid")
-        shape = ModelShape(
+        names = {name for name in HOOKS if self._has_hook(name)}
+        if "attn_out" in names and not self._is_parallel():
+            names.add("resid_mid")
+        return ModelShape(
             n_layers=cfg.n_layers,
             n_heads=cfg.n_heads,
             n_kv_heads=cfg.n_key_value_heads or cfg.n_heads,
@@ -150,94 +66,14 @@ class BridgeModel:
             d_mlp=cfg.d_mlp or 0,
             d_vocab=cfg.d_vocab,
             n_ctx=cfg.n_ctx,
-            sites=frozenset(candidates),
-        )
-        shape = available_sites(shape, self._run, self.device)
-        if self._prove:
-            run = functools.partial(self._run, shape)
-            with torch.no_grad():
-                selfcheck_run(shape, run, self.plain.model, self.device).require(
-                    self.name
-                )
-        return shape
-
-    def to_tokens(self, texts: str | Sequence[str]) -> Int[Tensor, "batch pos"]:
-        """Tokens by the tokenizer's own habit; nothing is added to it.
-
-        Raises:
-            ValueError: no tokenizer, an empty text, or texts of unequal length.
-        """
-        if self.tokenizer is None:
-            raise ValueError(
-                f"to_tokens: {self.name} was loaded without a tokenizer. Pass token "
-                "tensors, or load it with ms.load_model(model, tokenizer=...)."
-            )
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        rows = [self.tokenizer(text)["input_ids"] for text in texts]
-        lengths = [len(row) for row in rows]
-        if not rows or min(lengths) == 0:
-            raise ValueError(
-                f"to_tokens: got {len(rows)} texts with {lengths} tokens. Give at "
-                "least one text, each with at least one token."
-            )
-        if len(set(lengths)) > 1:
-            raise ValueError(
-                f"to_tokens: the texts have {lengths} tokens, and one tensor needs "
-                "equal lengths (padding would change what is measured). Tokenise "
-                "them one by one, or cut them to the same length."
-            )
-        return torch.tensor(rows, device=self.device)
-
-    def to_strings(self, tokens: Int[Tensor, " pos"]) -> list[str]:
-        """One readable string a token; numbers without a tokenizer."""
-        if self.tokenizer is None:
-            return [str(int(token)) for token in tokens]
-        return [self.tokenizer.decode([int(token)]) for token in tokens]
-
-    def run(
-        self,
-        tokens: Int[Tensor, "batch pos"],
-        *,
-        read: Collection[Site] = (),
-        edit: Mapping[Site, Edit] | None = None,
-        grad: bool = False,
-    ) -> Run:
-        """One forward pass; see `mechsink.run.Model.run`."""
-        for site in (*read, *(edit or {})):
-            self.shape.check(site)
-        for site in edit or {}:
-            if site.name in self.shape.read_only:
-                raise ValueError(
-                    f"{site}: this model's own attention code discards edits of "
-                    f"{site.name}; it can only be read. Edit z or attn_out instead."
-                )
-        return self._run(self.shape, tokens, read=read, edit=edit, grad=grad)
-
-    def visit(
-        self,
-        tokens: Int[Tensor, "batch pos"],
-        *,
-        attention: Callable[[LayerAttention], None] | None = None,
-        residual: Callable[[int, Float[Tensor, "batch pos d_model"]], None]
-        | None = None,
-    ) -> None:
-        """One forward pass, layer by layer; see `mechsink.run.Model.visit`."""
-        check_tokens(tokens, self.plain.d_vocab, self.plain.n_ctx)
-        tokens = tokens.to(self.device)
-        if attention is None or self.plain.attends:
-            self.plain.visit(tokens, attention, residual)
-            return
-        run = functools.partial(self._run, self.shape)
-        layers = range(self.n_layers)
-        visit_patterns(
-            run, tokens, self.n_layers, layers, self.shape.sites, attention, residual
+            sites=frozenset(names),
         )
 
     def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """Output weights of a layer's heads."""
         return self.bridge.blocks[layer].attn.W_O.detach()
 
-    def _run(
+    def run_sites(
         self,
         shape: ModelShape,
         tokens: Tensor,
@@ -248,6 +84,7 @@ class BridgeModel:
         on_read: Callable[[Site, Tensor], None] | None = None,
         must_fire: bool = True,
     ) -> Run:
+        """One forward pass through the bridge."""
         check_tokens(tokens, shape.d_vocab, shape.n_ctx)
         tokens = tokens.to(self.device)
         hooks = SiteHooks(read, edit, grad, on_read)

@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,20 +12,23 @@ from torch import nn
 
 from mechsink.models import pretrained
 from mechsink.models.bridge import BridgeModel
+from mechsink.models.hugging_face import HuggingFaceModel
 from mechsink.models.toy import ToyModel
+from mechsink.models.trace import TraceModel
+from mechsink.models.views import unbridged
 from mechsink.run import Model
 from toy_tasks.storage import FORMAT as TOY_RUN
 from toy_tasks.transformer import ToyTransformer
 
-Backend = Literal["transformer_lens", "nnsight"]
+BACKENDS = ("transformer_lens", "nnsight")
 EMBEDDED = ("smollm2",)
 
 
 def load_model(
-    source: "str | Path | nn.Module | Model",
+    source: Any,
     *,
     tokenizer: Any = None,
-    backend: Backend = "transformer_lens",
+    backend: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
@@ -38,9 +41,11 @@ def load_model(
     Args:
         source: "smollm2" (embedded), "toy:FOLDER" (a run of toy_tasks.train), a
             local Hugging Face folder, a hub id, a PreTrainedModel, a
-            TransformerBridge, a ToyTransformer, or a Model, returned as it is.
+            TransformerBridge, an nnsight model, a ToyTransformer, or a Model, returned
+            as it is.
         tokenizer: for a model object; without one, pass tokens, not texts.
-        backend: "transformer_lens"; "nnsight" is to come.
+        backend: what reads the sites: "transformer_lens" (the default, but for nnsight
+            models) or "nnsight".
         device: default: where a model object lies; else CUDA where there is one.
         dtype: of the weights; default: as stored (float32 for smollm2).
         revision: hub revision, or for a toy its checkpoint's step.
@@ -53,16 +58,16 @@ def load_model(
         FileNotFoundError: no such folder, or weights that are not here; the
             message names the command that helps.
     """
-    if backend != "transformer_lens":
+    if backend is not None and backend not in BACKENDS:
         raise ValueError(
-            f"load_model: backend={backend!r} is not available. "
-            'Allowed: "transformer_lens".'
+            f"load_model: backend={backend!r} is not available. Allowed: "
+            f"{', '.join(map(repr, BACKENDS))}."
         )
     if isinstance(source, Model):
         return source
     options: dict[str, Any] = {"selfcheck": selfcheck}
-    if isinstance(source, nn.Module):
-        return _from_object(source, tokenizer, device, dtype, name, options)
+    if isinstance(source, nn.Module) or _is_nnsight(source):
+        return _from_object(source, tokenizer, backend, device, dtype, name, options)
     text = str(source)
     if text.startswith("toy:") or _is_toy_run(Path(text)):
         folder = text.removeprefix("toy:")
@@ -80,7 +85,7 @@ def load_model(
     model, own_tokenizer = _from_pretrained(
         location, text, device, dtype, revision, trust_remote_code
     )
-    return BridgeModel(
+    return _wrapper(backend)(
         model, tokenizer or own_tokenizer, name=name or text, info=info, **options
     )
 
@@ -127,8 +132,9 @@ def available_models(folder: str | Path = ".") -> list[dict[str, Any]]:
 
 
 def _from_object(
-    source: nn.Module,
+    source: Any,
     tokenizer: Any,
+    backend: str | None,
     device: str | torch.device | None,
     dtype: torch.dtype | None,
     name: str | None,
@@ -141,19 +147,60 @@ def _from_object(
         )
     if isinstance(source, ToyTransformer):
         return ToyModel(source, name=name or "toy")
+    if _is_nnsight(source):
+        return _from_nnsight(source, tokenizer, backend, name, options)
     if type(source).__name__ == "TransformerBridge":
         bridge: Any = source
         tokenizer = tokenizer or bridge.tokenizer
+        if backend == "nnsight":
+            own = unbridged(bridge)
+            return _wrapper(backend)(own, tokenizer, name=name or "bridge", **options)
         return BridgeModel.from_bridge(bridge, tokenizer, name=name, **options)
     from transformers import PreTrainedModel
 
     if not isinstance(source, PreTrainedModel):
         raise ValueError(
             f"load_model: a {type(source).__name__} cannot be wrapped. Allowed: a "
-            "Hugging Face causal language model, a TransformerBridge, a "
-            "ToyTransformer, or any object with the methods of mechsink.run.Model."
+            "Hugging Face causal language model, a TransformerBridge, an nnsight "
+            "model, a ToyTransformer, or any object with the methods of "
+            "mechsink.run.Model."
         )
-    return BridgeModel(source, tokenizer, name=name or type(source).__name__, **options)
+    wrapper = _wrapper(backend)
+    return wrapper(source, tokenizer, name=name or type(source).__name__, **options)
+
+
+def _from_nnsight(
+    source: Any,
+    tokenizer: Any,
+    backend: str | None,
+    name: str | None,
+    options: dict[str, Any],
+) -> Model:
+    """The model inside an nnsight one, which is left as it is."""
+    from transformers import PreTrainedModel
+
+    inside = source._module
+    if not isinstance(inside, PreTrainedModel):
+        raise ValueError(
+            f"load_model: this nnsight model wraps a {type(inside).__name__}. Allowed: "
+            "one around a Hugging Face causal language model."
+        )
+    if any(parameter.is_meta for parameter in inside.parameters()):
+        raise ValueError(
+            "load_model: this nnsight model has no weights yet. Load them first: "
+            "LanguageModel(name, dispatch=True)."
+        )
+    tokenizer = tokenizer or getattr(source, "tokenizer", None)
+    name = name or type(inside).__name__
+    return _wrapper(backend or "nnsight")(inside, tokenizer, name=name, **options)
+
+
+def _is_nnsight(source: Any) -> bool:
+    return any(kind.__module__.startswith("nnsight.") for kind in type(source).__mro__)
+
+
+def _wrapper(backend: str | None) -> type[HuggingFaceModel]:
+    return TraceModel if backend == "nnsight" else BridgeModel
 
 
 def _from_pretrained(

@@ -1,9 +1,8 @@
 """Every backend, for the suite that a measurement can't tell apart."""
 
-from collections.abc import Callable
-
 from mechsink.models.bridge import BridgeModel
 from mechsink.models.toy import ToyModel
+from mechsink.models.trace import TraceModel
 from mechsink.run import Model
 from tests.models.families import FAMILIES, tiny
 from toy_tasks import ToyConfig, ToyTransformer
@@ -16,17 +15,22 @@ TOYS: dict[str, ToyConfig] = {
     "toy_alibi": ToyConfig(**SMALL, positions="alibi"),
     "toy_carriers": ToyConfig(**SMALL, carriers=("self", "peek", "full")),
 }
-BACKENDS = [*FAMILIES, *TOYS]
+TRACED = [f"nnsight_{family}" for family in FAMILIES]
+BACKENDS = [*FAMILIES, *TRACED, *TOYS]
 _made: dict[str, Model] = {}
 
 
 def load(name: str) -> Model:
     """A model of that kind, the same one within a test session."""
     if name not in _made:
-        make: Callable[[], Model] = (
-            (lambda: ToyModel(ToyTransformer(TOYS[name]).eval()))
-            if name in TOYS
-            else (lambda: BridgeModel(tiny(name), name=name))
-        )
-        _made[name] = make()
+        _made[name] = _make(name)
     return _made[name]
+
+
+def _make(name: str) -> Model:
+    if name in TOYS:
+        return ToyModel(ToyTransformer(TOYS[name]).eval())
+    if name in TRACED:
+        family = name.removeprefix("nnsight_")
+        return TraceModel(tiny(family), name=family)
+    return BridgeModel(tiny(name), name=name)
