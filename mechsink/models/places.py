@@ -86,6 +86,8 @@ def places(block: nn.Module, heads: Heads, factor: float = 1.0) -> list[Place]:
     if down is not None:
         found.append(Place((*mlp_path, down), "input", {"mlp_post": WHOLE}))
     end = after_mlp or ((*mlp_path, down) if down is not None else mlp_path)
+    if type(block).__name__.startswith("Falcon"):  # adds attention to it in place
+        scaled = Part(lambda x: x.clone(), lambda x, new: new.clone())
     found.append(Place(end, "output", {"mlp_out": scaled}))
     found.append(Place((), "output", {"resid_post": WHOLE}))
     return found
@@ -128,11 +130,12 @@ def _projections(
             for name, n in parts.items()
         ]
     name, _ = _child(attention, FUSED)
-    kind = type(attention).__name__
-    if name == "query_key_value" and kind.startswith(("GPTNeoX", "Bloom")):
-        parts = _interleaved(heads)
-    else:
-        parts = _side_by_side(heads)
+    # Falcon-7B's one key and value stand behind all queries, as GPT-2's do.
+    is_grouped = name == "query_key_value" and (
+        not getattr(attention, "multi_query", False)
+        or getattr(attention, "new_decoder_architecture", False)
+    )
+    parts = _grouped(heads) if is_grouped else _side_by_side(heads)
     return [Place((*path, name), "output", parts)]
 
 
@@ -160,21 +163,28 @@ def _side_by_side(heads: Heads) -> dict[str, Part]:
     return {"q": part(0, heads.n), "k": part(1, heads.n_kv), "v": part(2, heads.n_kv)}
 
 
-def _interleaved(heads: Heads) -> dict[str, Part]:
-    """Head by head: its query, key and value, one after another."""
+def _grouped(heads: Heads) -> dict[str, Part]:
+    """Key-value head by key-value head: its queries, its key, its value."""
+    group = heads.n // heads.n_kv
+    shape = (heads.n_kv, group + 2, heads.d)
 
-    def part(index: int) -> Part:
+    def part(start: int, end: int) -> Part:
         def get(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (heads.n, 3, heads.d))[..., index, :]
+            return x.unflatten(-1, shape)[..., start:end, :].flatten(-3, -2)
 
         def put(whole: Tensor, new: Tensor) -> Tensor:
-            pieces = list(whole.unflatten(-1, (heads.n, 3, heads.d)).unbind(-2))
-            pieces[index] = new
-            return torch.stack(pieces, dim=-2).flatten(-3)
+            every = whole.unflatten(-1, shape)
+            middle = new.unflatten(-2, (heads.n_kv, end - start))
+            pieces = [every[..., :start, :], middle, every[..., end:, :]]
+            return torch.cat(pieces, dim=-2).flatten(-3)
 
         return Part(get, put)
 
-    return {name: part(index) for index, name in enumerate("qkv")}
+    return {
+        "q": part(0, group),
+        "k": part(group, group + 1),
+        "v": part(group + 1, group + 2),
+    }
 
 
 def _scaled(factor: float) -> Part:

@@ -150,6 +150,8 @@ def available_sites(
 ) -> ModelShape:
     """Keep the sites that fire in every layer, and find those that refuse edits.
 
+    A site of another shape than it should have is none: experts have no one mlp_post.
+
     `run(shape, tokens, read=, edit=, on_read=, must_fire=)` is the backend's own.
     """
     tokens = probe_tokens(shape, device)
@@ -157,7 +159,8 @@ def available_sites(
     first: dict[str, Tensor] = {}
 
     def on_read(site: Site, value: Tensor) -> None:
-        fired[site.name] += 1
+        if tuple(value.shape) == shape.size(site, *tokens.shape):
+            fired[site.name] += 1
         first.setdefault(site.name, value)
 
     sites = [site for name in shape.sites for site in shape.all_sites(name)]

@@ -137,7 +137,12 @@ class TraceModel(HuggingFaceModel):
         config = self._config
         n = config.num_attention_heads
         d = getattr(config, "head_dim", None) or config.hidden_size // n
-        return Heads(n, getattr(config, "num_key_value_heads", None) or n, d)
+        n_kv = getattr(config, "num_key_value_heads", None)
+        if getattr(config, "new_decoder_architecture", False):  # Falcon's names
+            n_kv = config.num_kv_heads
+        elif getattr(config, "multi_query", False):
+            n_kv = 1
+        return Heads(n, n_kv or n, d)
 
     @functools.cached_property
     def _places(self) -> list[Place]:
@@ -164,14 +169,15 @@ class TraceModel(HuggingFaceModel):
         called = next((name for name in CALLED if name in codes), None)
         path = (*path, "source", *((called, "source") if called else ()))
         names = inner if called else codes
-        softmax = next((name for name in names if "softmax" in name), None)
-        if softmax is None:
+        found = _softmax(names, second=bool(getattr(self._config, "alibi", False)))
+        if found is None:
             return []
-        later = names[names.index(softmax) :]
-        dropout = next((name for name in later if "dropout" in name), softmax)
+        scores, pattern = found
+        if called and "torch_cat_0" in names[: names.index(scores)]:
+            scores = "torch_cat_0"  # GPT-OSS puts a learned logit beside them
         return [
-            Place((*path, softmax), "input", {"attn_scores": WHOLE}),
-            Place((*path, dropout), "output", {"pattern": WHOLE}),
+            Place((*path, scores), "input", {"attn_scores": WHOLE}),
+            Place((*path, pattern), "output", {"pattern": WHOLE}),
         ]
 
     @functools.cached_property
@@ -225,6 +231,21 @@ class _Visit:
             failed.append(error)
             raise
         return whole if new is None else part.put(whole, new)
+
+
+def _softmax(names: list[str], second: bool) -> tuple[str, str] | None:
+    """The call that normalises scores, and the one that gives the pattern.
+
+    The pattern is what dropout leaves, where there is dropout. Falcon's code has a
+    branch without ALiBi and then one with it: `second`.
+    """
+    at = [i for i, name in enumerate(names) if "softmax" in name]
+    if not at:
+        return None
+    which = 1 if second and len(at) > 1 else 0
+    end = at[which + 1] if which + 1 < len(at) else len(names)
+    branch = names[at[which] : end]
+    return branch[0], next((name for name in branch if "dropout" in name), branch[0])
 
 
 def _operations(source: Any) -> list[str]:

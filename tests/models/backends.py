@@ -1,10 +1,14 @@
 """Every backend, for the suite that a measurement can't tell apart."""
 
+from typing import Any
+
+import pytest
+
 from mechsink.models.bridge import BridgeModel
 from mechsink.models.toy import ToyModel
 from mechsink.models.trace import TraceModel
 from mechsink.run import Model
-from tests.models.families import FAMILIES, tiny
+from tests.models.families import FAMILIES, MORE, NO_BRIDGE, tiny
 from toy_tasks import ToyConfig, ToyTransformer
 
 SMALL = {"d_vocab": 80, "n_layers": 3, "d_model": 32, "d_head": 8, "n_heads": 4}
@@ -15,8 +19,23 @@ TOYS: dict[str, ToyConfig] = {
     "toy_alibi": ToyConfig(**SMALL, positions="alibi"),
     "toy_carriers": ToyConfig(**SMALL, carriers=("self", "peek", "full")),
 }
-TRACED = [f"nnsight_{family}" for family in FAMILIES]
-BACKENDS = [*FAMILIES, *TRACED, *TOYS]
+TRACED = [f"nnsight_{family}" for family in (*FAMILIES, *MORE)]
+BACKENDS = [*FAMILIES, *TOYS]
+
+
+def matrix(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.matrix)
+
+
+EVERY = [
+    *BACKENDS,
+    *(
+        name if name in ("nnsight_gpt2", "nnsight_llama") else matrix(name)
+        for name in TRACED
+    ),
+    *(matrix(family) for family in MORE if family not in NO_BRIDGE),
+]
+"""Backends by family for `parametrize`: all, most of them for `make test` alone."""
 _made: dict[str, Model] = {}
 
 
