@@ -130,6 +130,11 @@ class PlainModel:
             )
         return self._broadcast
 
+    def give_up_broadcasting(self) -> bool:
+        """From now on arguments are caught for each number of rows; were they not?"""
+        was, self._broadcast = self._broadcast, False
+        return bool(was)
+
     def visit(
         self,
         tokens: Tensor,

@@ -114,6 +114,17 @@ class _HuggingFaceTail:
         return out[:, -1:]  # a block that keeps none here
 
     def _call(self, layer: int, resid: Tensor, cache: Any) -> Tensor:
+        try:
+            return self._called(layer, resid, cache)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            # Falcon's ALiBi looks as if one row served all, and is then reshaped.
+            if not self._plain.give_up_broadcasting() or len(resid) == 1:
+                raise
+            return self._called(layer, resid, cache)
+
+    def _called(self, layer: int, resid: Tensor, cache: Any) -> Tensor:
         args, kwargs = self._arguments(resid.shape[0])[layer]
         args = tuple(cache if _is_cache(x) else x for x in args)
         kwargs = {k: cache if _is_cache(x) else x for k, x in kwargs.items()}
@@ -131,7 +142,7 @@ class _HuggingFaceTail:
         if vocabulary is not None and isinstance(head, torch.nn.Linear):
             model.set_output_embeddings(_some_rows(head, vocabulary))
         try:
-            logits = self._run(model, 1, lambda args, kwargs: resid).logits
+            logits = self._run(model, len(resid), lambda args, kwargs: resid).logits
         finally:
             model.set_output_embeddings(head)
         if vocabulary is not None and not isinstance(head, torch.nn.Linear):

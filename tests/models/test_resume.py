@@ -10,12 +10,18 @@ from mechsink.models.continuation import CannotContinueError
 from mechsink.models.resume import base_run
 from mechsink.models.toy import ToyModel
 from mechsink.sites import Site
-from tests.models.backends import BACKENDS, TOYS, load
-from tests.models.families import tiny
+from tests.models.backends import BACKENDS, TOYS, load, matrix
+from tests.models.families import MORE, NO_BRIDGE, tiny
 from toy_tasks import ToyTransformer
 
+FAMILIES = [
+    *BACKENDS,
+    *(matrix(family) for family in MORE if family not in NO_BRIDGE),
+    matrix("nnsight_falcon_new"),
+]
 
-@pytest.mark.parametrize("name", BACKENDS)
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_resume_equals_a_whole_run_with_the_edit(name: str) -> None:
     model = load(name)
     generator = torch.Generator().manual_seed(1)
