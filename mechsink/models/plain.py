@@ -114,10 +114,13 @@ class PlainModel:
         close = max(1e-4, 20 * torch.finfo(one.dtype).eps)
         return bool((one - two).abs().max() <= close * one.abs().max())
 
-    def arguments_broadcast(self, catch: Callable[[int], list[Call]]) -> bool:
+    def arguments_broadcast(
+        self, catch: Callable[[int], list[Call]], one_row_serves: Callable[[], bool]
+    ) -> bool:
         """Whether the blocks' arguments for one row serve any number of rows.
 
-        True where batch is a leading axis of its own; ALiBi folds it into heads.
+        True where batch is a leading axis of its own, which ALiBi may fold into heads,
+        and where it was tried.
         """
         if self._broadcast is None:
             one, two = (
@@ -128,12 +131,8 @@ class PlainModel:
                 a == b or (a[0] == 1 and a[1:] == b[1:])
                 for a, b in zip(one, two, strict=True)
             )
+            self._broadcast = self._broadcast and one_row_serves()
         return self._broadcast
-
-    def give_up_broadcasting(self) -> bool:
-        """From now on arguments are caught for each number of rows; were they not?"""
-        was, self._broadcast = self._broadcast, False
-        return bool(was)
 
     def visit(
         self,

@@ -114,20 +114,12 @@ class _HuggingFaceTail:
         return out[:, -1:]  # a block that keeps none here
 
     def _call(self, layer: int, resid: Tensor, cache: Any) -> Tensor:
-        try:
-            return self._called(layer, resid, cache)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            # Falcon's ALiBi looks as if one row served all, and is then reshaped.
-            if not self._plain.give_up_broadcasting() or len(resid) == 1:
-                raise
-            return self._called(layer, resid, cache)
+        call = self._arguments(resid.shape[0])[layer]
+        return self._called(call, layer, resid, cache)
 
-    def _called(self, layer: int, resid: Tensor, cache: Any) -> Tensor:
-        args, kwargs = self._arguments(resid.shape[0])[layer]
-        args = tuple(cache if _is_cache(x) else x for x in args)
-        kwargs = {k: cache if _is_cache(x) else x for k, x in kwargs.items()}
+    def _called(self, call: Call, layer: int, resid: Tensor, cache: Any) -> Tensor:
+        args = tuple(cache if _is_cache(x) else x for x in call[0])
+        kwargs = {k: cache if _is_cache(x) else x for k, x in call[1].items()}
         if args:
             args = (resid, *args[1:])
         else:
@@ -151,7 +143,7 @@ class _HuggingFaceTail:
 
     def _arguments(self, n_rows: int) -> list[Call]:
         """What each block is called with, for that many rows."""
-        if not self._plain.arguments_broadcast(self._catch):
+        if not self._plain.arguments_broadcast(self._catch, self._one_row_serves):
             if n_rows not in self._calls:
                 if len(self._calls) > 4:
                     self._calls.clear()
@@ -160,6 +152,26 @@ class _HuggingFaceTail:
         if 1 not in self._calls:
             self._calls = {1: self._catch(1)}
         return self._calls[1]
+
+    def _one_row_serves(self) -> bool:
+        """Whether a block gives two rows the same with the arguments for one.
+
+        Falcon's ALiBi looks as if it did, but is reshaped inside: an error, or, with
+        as many rows as keys, wrong numbers.
+        """
+        rows = torch.zeros(2, dtype=torch.long, device=self._tokens.device)
+        resid = torch.cat([block_input(*self._catch(1)[0])] * 2)
+        try:
+            one, two = (
+                self._called(self._catch(n)[0], 0, resid, _Continued(self._past, rows))
+                for n in (1, 2)
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return False
+        close = 20 * torch.finfo(one.dtype).eps
+        return bool((one - two).abs().max() <= close * two.abs().max())
 
     def _catch(self, n_rows: int) -> list[Call]:
         calls: list[Call] = []

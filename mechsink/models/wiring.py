@@ -205,24 +205,37 @@ def wiring(model: Any) -> Wiring:
             give; the message says which and by how much.
     """
     if model not in _known:
-        if hasattr(model, "toy"):
-            from mechsink.models.wiring_toy import ToyWiring
-
-            found: Wiring = ToyWiring(model.toy)
-        elif hasattr(model, "bridge"):
-            from mechsink.models.wiring_bridge import BridgeWiring
-
-            found = BridgeWiring(model)  # type: ignore[assignment]  # cached_property
-        else:
+        try:
+            with torch.no_grad():
+                _known[model] = _proved(model)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # such as Falcon's new decoder
             raise ValueError(
-                f"wiring: the weights of a {type(model).__name__} are not at hand. "
-                "Load the model through ms.load_model."
-            )
-        _check_sites(found, model.shape, model.name)
-        with torch.no_grad():
-            prove(found, model.shape, model.run, model.name, model.device)
-        _known[model] = found
+                f"wiring: TransformerLens can't take the weights of {model.name} apart "
+                f"({str(error)[:80]}), so edges and logits can't be attributed. Node "
+                "methods (ms.attribution_patching, ms.patch_sweep) work."
+            ) from error
     return _known[model]
+
+
+def _proved(model: Any) -> Wiring:
+    if hasattr(model, "toy"):
+        from mechsink.models.wiring_toy import ToyWiring
+
+        found: Wiring = ToyWiring(model.toy)
+    elif hasattr(model, "bridge"):
+        from mechsink.models.wiring_bridge import BridgeWiring
+
+        found = BridgeWiring(model)  # type: ignore[assignment]  # cached_property
+    else:
+        raise ValueError(
+            f"wiring: the weights of a {type(model).__name__} are not at hand. "
+            "Load the model through ms.load_model."
+        )
+    _check_sites(found, model.shape, model.name)
+    prove(found, model.shape, model.run, model.name, model.device)
+    return found
 
 
 def _check_sites(wiring: Wiring, shape: ModelShape, name: str) -> None:

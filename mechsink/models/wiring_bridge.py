@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mechsink.models.wiring import Norm, Port, Read, Unembed, Write
@@ -90,6 +91,9 @@ def _final_norm(bridge: Any) -> Norm | None:
 def read_norm(component: Any) -> Norm:
     """Gain, bias and epsilon of a bridged norm; `prove` tells if they are right."""
     original = component.original_component
+    if getattr(original, "weight", None) is None:  # OLMo's has no gain
+        size = component.config.d_model
+        return Norm("layer", torch.ones(size), None, float(component.config.eps))
     gain = _detached(component.weight)
     assert gain is not None
     if component.uses_weight_offset:  # Gemma stores the gain less one

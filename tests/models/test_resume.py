@@ -81,3 +81,24 @@ def test_resume_says_what_is_allowed() -> None:
         base.resume(0, 3, torch.zeros(1, 4, 32))
     with pytest.raises(ValueError, match="Pass rows="):
         base.resume(0, 3, torch.zeros(2, 5, 32))
+
+
+@pytest.mark.parametrize("name", ["bloom", matrix("falcon"), matrix("falcon_rw")])
+def test_as_many_rows_as_keys(name: str) -> None:
+    """Where a reshape could take heads for keys: Falcon's ALiBi, once."""
+    model = load(name)
+    tokens = torch.randint(0, 80, (1, 6), generator=torch.Generator().manual_seed(2))
+    base = base_run(model, tokens)
+    new = torch.randn(6, model.shape.d_model)
+    resid = base.resid[1][[0] * 6, 3:].clone()
+    resid[:, 0] = new
+    got = base.resume(1, 3, resid, torch.zeros(6, dtype=torch.long))
+
+    def put(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[:, 3] = new
+        return x
+
+    edit = {Site("resid_pre", 1): put}
+    want = model.run(tokens.expand(6, -1), edit=edit).logits[:, 3:]
+    assert (got - want).abs().max() <= 2e-5 * want.abs().max()

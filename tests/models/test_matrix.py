@@ -1,0 +1,25 @@
+"""docs/families.md says what is measured today."""
+
+import re
+
+import pytest
+
+from tests.models.families import FAMILIES, MORE
+from tests.models.matrix import PAGE, page, row
+
+NUMBER = re.compile(r"\d+e[-+]\d+")
+
+
+@pytest.mark.slow
+def test_the_page_of_families_is_true() -> None:
+    """Nothing wrong, and no word but the numbers differs from the page."""
+    text = page([row(family) for family in (*FAMILIES, *MORE)])
+    assert "**" not in text
+    assert NUMBER.sub("#", text) == NUMBER.sub("#", PAGE.read_text())
+
+
+def test_every_family_is_on_the_page() -> None:
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    names = [line.split("|")[1].strip() for line in lines[2:]]
+    assert names == [*FAMILIES, *MORE]
+    assert "**" not in "".join(lines)
