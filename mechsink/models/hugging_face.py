@@ -111,15 +111,26 @@ class HuggingFaceModel(ABC):
 
     @functools.cached_property
     def bridge(self) -> Any:
-        """A TransformerLens bridge over a view of its own, to read the wiring off."""
+        """A TransformerLens bridge over a view of its own, to read the wiring off.
+
+        Raises:
+            ValueError: TransformerLens does not know the family.
+        """
+        view = shared_view(self.plain.model, eager=True)
+        kind = type(view).__name__
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-            view = shared_view(self.plain.model, eager=True)
-            bridge = build_bridge_from_module(
-                view, type(view).__name__, hf_config=view.config
-            )
+            try:
+                bridge = build_bridge_from_module(view, kind, hf_config=view.config)
+            except Exception as error:  # of whatever kind its adapters raise
+                raise ValueError(
+                    f"TransformerLens can't take {self.name}, a {kind}, apart: "
+                    f"{' '.join(str(error).split())[:100]}. Runs, sweeps and sinks "
+                    'work with ms.load_model(..., backend="nnsight"); attribution to '
+                    "edges and logits, which reads its weights, does not."
+                ) from error
         bridge.eval()
         return bridge
 

@@ -205,17 +205,8 @@ def wiring(model: Any) -> Wiring:
             give; the message says which and by how much.
     """
     if model not in _known:
-        try:
-            with torch.no_grad():
-                _known[model] = _proved(model)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # such as Falcon's new decoder
-            raise ValueError(
-                f"wiring: TransformerLens can't take the weights of {model.name} apart "
-                f"({str(error)[:80]}), so edges and logits can't be attributed. Node "
-                "methods (ms.attribution_patching, ms.patch_sweep) work."
-            ) from error
+        with torch.no_grad():
+            _known[model] = _proved(model)
     return _known[model]
 
 

@@ -166,7 +166,7 @@ def _cell(name: str, measured: Callable[[], float]) -> str:
 
 
 def _why(error: Any) -> str:
-    return "no: " + " ".join(str(error).split())[:150].rstrip(".,;:")
+    return "no: " + str(error).split(":")[0]
 
 
 if __name__ == "__main__":

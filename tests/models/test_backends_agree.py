@@ -7,6 +7,7 @@ from torch import Tensor
 import mechsink as ms
 from mechsink.attribution.gradients import gradients
 from mechsink.metrics import sink_attention
+from mechsink.models.bridge import BridgeModel
 from mechsink.run import Model
 from mechsink.sites import AXES, Site
 from tests.models.backends import load
@@ -110,6 +111,16 @@ def test_sweeps(pair: Pair, site: str) -> None:
     assert want[keys].equals(got[keys])
     scale = want["value"].abs().max()
     assert (want["value"] - got["value"]).abs().max() <= 1e-5 * scale
+
+
+def test_what_the_bridge_cannot_take_apart_names_the_other() -> None:
+    with pytest.raises(ValueError, match='falcon_new.*backend="nnsight"'):
+        _ = BridgeModel(tiny("falcon_new"), name="falcon_new").shape
+    prompts = ms.PromptPairs(
+        TOKENS[:1], TOKENS[1:], answers=torch.tensor([3]), wrong=torch.tensor([4])
+    )
+    with pytest.raises(ValueError, match="edges and logits"):
+        ms.logit_attribution(load("nnsight_falcon_new"), prompts)
 
 
 def test_what_nnsight_edits_and_the_bridge_discards() -> None:
