@@ -114,7 +114,7 @@ def test_sweeps(pair: Pair, site: str) -> None:
 
 
 def test_what_the_bridge_cannot_take_apart_names_the_other() -> None:
-    with pytest.raises(ValueError, match='falcon_new.*backend="nnsight"'):
+    with pytest.raises(ValueError, match=r'falcon_new.*backend="nnsight"'):
         _ = BridgeModel(tiny("falcon_new"), name="falcon_new").shape
     prompts = ms.PromptPairs(
         TOKENS[:1], TOKENS[1:], answers=torch.tensor([3]), wrong=torch.tensor([4])
