@@ -50,5 +50,5 @@ def _of_sinks(scores: Scores, bed: Bed) -> Iterator[Asserted]:
 def _of_residuals(scores: Scores) -> Iterator[Asserted]:
     ratio = scores.of("base", "resid_ratio")
     more = (ratio - scores.of("no bos", "resid_ratio")).dropna()
-    yield "The residual of <s> stands out (over the others')", ratio, {"above": 1.5}
+    yield "The residual of <s> stands out (over the others')", ratio, {"above": 1.3}
     yield "More than that of any first token (difference)", more, {"above": 0.2}

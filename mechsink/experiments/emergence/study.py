@@ -79,10 +79,9 @@ class EmergenceStudy(Study):
             for row in self.trends[["measured", "low", "high"]].itertuples(index=False)
         ]
         trends.insert(5, "measured [95 %]", measured)
-        return {
-            "Measured beside published": trends,
-            "Means over seeds, 95 % Student-t intervals": overview(self.table, shown),
-        }
+        means = "Means over seeds, 95 % Student-t intervals"
+        found = {"Measured beside published": trends} if len(trends) else {}
+        return {**found, means: overview(self.table, shown)}
 
 
 def emergence(
