@@ -68,8 +68,8 @@ def selfcheck(model: Model) -> SelfCheck:
 
     Identity edits change no logit; pattern rows sum to 1; resid_pre + attn_out +
     mlp_out = resid_post at each layer, which is the next one's resid_pre; every
-    site that the model claims fires; for wrapped models, logits equal the
-    unwrapped model's.
+    site that the model claims fires; for wrapped models, z is the pattern times v, and
+    logits equal the unwrapped model's.
     """
     plain = getattr(getattr(model, "plain", None), "model", None)
     with torch.no_grad():
@@ -120,6 +120,13 @@ def selfcheck_run(
                     allowed,
                 )
             )
+        if plain is not None and {"pattern", "v", "z"} <= shape.sites:
+            values = at["v"].repeat_interleave(shape.n_heads // shape.n_kv_heads, 2)
+            mixed = torch.einsum(
+                "bhqk,bkhd->bqhd", at["pattern"].to(values.dtype), values
+            )
+            off = _off(at["z"], mixed)
+            rows.append(("z is pattern times v", layer, off, 10 * allowed))
         if {"resid_pre", "attn_out", "mlp_out", "resid_post"} <= shape.sites:
             total = at["resid_pre"] + at["attn_out"] + at["mlp_out"]
             rows.append(

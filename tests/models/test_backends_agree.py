@@ -7,7 +7,10 @@ from torch import Tensor
 import mechsink as ms
 from mechsink.attribution.gradients import gradients
 from mechsink.metrics import sink_attention
+from mechsink.models import places
 from mechsink.models.bridge import BridgeModel
+from mechsink.models.selfcheck import SelfCheckError
+from mechsink.models.trace import TraceModel
 from mechsink.run import Model
 from mechsink.sites import AXES, Site
 from tests.models.backends import load
@@ -121,6 +124,12 @@ def test_what_the_bridge_cannot_take_apart_names_the_other() -> None:
     )
     with pytest.raises(ValueError, match="edges and logits"):
         ms.logit_attribution(load("nnsight_falcon_new"), prompts)
+
+
+def test_a_fused_projection_taken_apart_wrongly_is_noticed(monkeypatch) -> None:
+    monkeypatch.setattr(places, "_grouped", places._side_by_side)
+    with pytest.raises(SelfCheckError, match="z is pattern times v"):
+        _ = TraceModel(tiny("gpt_neox"), name="gpt_neox").shape
 
 
 def test_what_nnsight_edits_and_the_bridge_discards() -> None:

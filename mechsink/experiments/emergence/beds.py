@@ -114,7 +114,14 @@ def _large_source(**options: Any) -> SourceText:
     return SourceText.from_library(4000, with_tests=True, **options)
 
 
-_TEXT_NOTES = {**_UNNORMALISED}
+_TEXT_NOTES = {
+    "More data: a stronger sink": "few windows are learnt by heart (held-out loss 6.4)",
+    "Weight decay of .5 against 0: a stronger sink":
+        "lr x decay x steps is three times the published",
+    "No <s>: the sink is on the first token":
+        "2.6 million tokens; the source read a thousand times as many",
+    **_UNNORMALISED,
+}  # fmt: skip
 
 TEXT = Bed(
     "text",

@@ -17,8 +17,10 @@ def claims_of(scores: Scores, bed: Bed, quick: bool = False) -> list[dict[str, A
 
     quick: on text no head's sink has formed by then; the residual of `<s>` stands out.
     """
-    early = quick and bed.name != BIGRAM.name
-    asserted = _of_residuals(scores) if early else _of_sinks(scores, bed)
+    if bed.name == BIGRAM.name:
+        asserted = _of_bigrams(scores, bed)
+    else:
+        asserted = _of_residuals(scores) if quick else _of_text(scores)
     rows = [
         claim(sentence, values.tolist(), **bound)
         for sentence, values, bound in asserted
@@ -31,7 +33,7 @@ def claims_of(scores: Scores, bed: Bed, quick: bool = False) -> list[dict[str, A
     return rows
 
 
-def _of_sinks(scores: Scores, bed: Bed) -> Iterator[Asserted]:
+def _of_bigrams(scores: Scores, bed: Bed) -> Iterator[Asserted]:
     """The strongest head's sink score, where it should and should not be high."""
     fewest = f"steps {bed.steps[0]}"
     share = round(bed.base.steps / int(bed.steps[0]))
@@ -45,6 +47,18 @@ def _of_sinks(scores: Scores, bed: Bed) -> Iterator[Asserted]:
     yield "and not at 0 (difference)", moved, {"above": 0.15}
     yield "Linear attention: no sink", scores.at("linear", 0), {"below": EPS}
     yield "ReLU attention: no sink", scores.at("relu", 0), {"below": EPS}
+
+
+def _of_text(scores: Scores) -> Iterator[Asserted]:
+    """As `_of_bigrams`; whether the base has a sink depends on the seed."""
+    yield from _of_residuals(scores)
+    at_2 = scores.at("bos at 2", 2)
+    yield "Weight decay of .5: a sink at <s>", scores.at("decay 0.5", 0), {"above": EPS}
+    yield "No weight decay: none", scores.at("decay 0", 0), {"below": EPS}
+    yield "<s> at 2: the sink is there", at_2, {"above": EPS}
+    yield "and not at 0", scores.at("bos at 2", 0), {"below": 0.15}
+    yield "Without <s>: none", scores.at("no bos", *range(10)), {"below": 0.15}
+    yield "A small learning rate: none", scores.at("lr 1e-3", 0), {"below": EPS}
 
 
 def _of_residuals(scores: Scores) -> Iterator[Asserted]:
