@@ -105,29 +105,41 @@ class PromptPairs:
         return len(self.clean)
 
     @classmethod
-    def from_jsonl(cls, path: Path | str) -> "PromptPairs":
+    def from_jsonl(cls, path: Path | str, *, skip_bad: bool = False) -> "PromptPairs":
         """Read one pair a line: {"clean": , "corrupted": , "answer": , "wrong": }.
 
+        Args:
+            path: UTF-8 text; empty lines count for nothing.
+            skip_bad: leave out lines that are no pairs, and warn with their number and
+                the first of them; default: refuse the file.
+
         Raises:
-            ValueError: a line is no such object; the message names the line.
+            ValueError: a line is no such object (the message names the line), or no
+                line is one.
         """
         rows: list[dict[str, str]] = []
-        for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+        bad: list[ValueError] = []
+        # Bytes, and no splitlines: text may hold characters that it takes for ends.
+        for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise _bad_line(path, number, f"it is not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise _bad_line(path, number, f"it holds a {type(row).__name__}")
-            for key in KEYS:
-                if not isinstance(row.get(key), str):
-                    raise _bad_line(path, number, f"{key!r} is {row.get(key)!r}")
-            rows.append(row)
+            row = _pair(line.removeprefix(b"\xef\xbb\xbf"))
+            if isinstance(row, str):
+                bad.append(_bad_line(path, number, row))
+                if not skip_bad:
+                    raise bad[0]
+            else:
+                rows.append(row)
         if not rows:
+            found = f"{len(bad)} lines, none of them a pair" if bad else "no lines"
             raise ValueError(
-                f"PromptPairs: {path} has no lines. Write one pair a line."
+                f"PromptPairs: {path} has {found}. Write one pair a line."
+            ) from (bad[0] if bad else None)
+        if bad:
+            warnings.warn(
+                f"PromptPairs: left out {len(bad)} of {len(bad) + len(rows)} lines. "
+                f"The first: {bad[0]}",
+                stacklevel=2,
             )
         clean, corrupted, answers, wrong = ([r[k] for r in rows] for k in KEYS)
         return cls(clean, corrupted, answers, wrong)
@@ -284,6 +296,22 @@ def _pad(model: Model) -> int | None:
 
 def _special(model: Model, name: str) -> int | None:
     return getattr(getattr(model, "tokenizer", None), name, None)
+
+
+def _pair(line: bytes) -> dict[str, str] | str:
+    """The pair that a line holds, or why it holds none."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return "it is not UTF-8"
+    except (ValueError, RecursionError) as error:
+        return f"it is not JSON ({error})"
+    if not isinstance(row, dict):
+        return f"it holds a {type(row).__name__}"
+    for key in KEYS:
+        if not isinstance(row.get(key), str):
+            return f"{key!r} is {str(row.get(key))[:60]}"
+    return {key: row[key] for key in KEYS}
 
 
 def _bad_line(path: Path | str, number: int, what: str) -> ValueError:

@@ -1,5 +1,6 @@
 """Prompt pairs: aligned token for token, refused with the place where they part."""
 
+import json
 import warnings
 from pathlib import Path
 
@@ -129,6 +130,29 @@ def test_jsonl_round_trip_and_broken_lines(tmp_path: Path) -> None:
         path.write_text(good + bad + "\n")
         with pytest.raises(ValueError, match=message):
             PromptPairs.from_jsonl(path)
+    path.write_bytes(good.encode() + b"\xff\n")
+    with pytest.raises(ValueError, match=r"line 2 of .* it is not UTF-8"):
+        PromptPairs.from_jsonl(path)
     path.write_text("")
     with pytest.raises(ValueError, match="has no lines"):
         PromptPairs.from_jsonl(path)
+
+
+def test_bad_lines_are_left_out_and_counted_if_asked(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    good = b'{"clean": "w1", "corrupted": "w2", "answer": "w3", "wrong": "w4"}\n'
+    path.write_bytes(good + b"[]\n\n\xff\n" + good)
+    with pytest.warns(UserWarning, match="left out 2 of 4 lines. The first: .*line 2"):
+        assert len(PromptPairs.from_jsonl(path, skip_bad=True)) == 2
+    path.write_bytes(b"[]\n{\n")
+    with pytest.raises(ValueError, match="has 2 lines, none of them a pair"):
+        PromptPairs.from_jsonl(path, skip_bad=True)
+
+
+def test_a_line_may_hold_what_python_takes_for_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    strange = "a\u2028b\x85c\u000bd"
+    row = {"clean": strange, "corrupted": "w2", "answer": "w3", "wrong": "w4"}
+    text = json.dumps(row, ensure_ascii=False).replace("\\u000b", "\\u000b")
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n")
+    assert PromptPairs.from_jsonl(path).clean == [strange]

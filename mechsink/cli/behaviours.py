@@ -8,6 +8,13 @@ import typer
 from mechsink.cli.app import Out, app, done
 from mechsink.cli.words import by_direction, by_method, by_metric, by_pairs
 
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave out lines that are no pairs, and count them."
+    ),
+]
+
 
 @app.command()
 def patch(
@@ -36,6 +43,7 @@ def patch(
             "sink:3.2, or L3H2."
         ),
     ] = "logit-diff",
+    skip_bad: SkipBad = False,
     out: Out = Path("patch"),
 ) -> None:
     """Which places of a model carry a behaviour: activation patching over pairs.
@@ -52,7 +60,7 @@ def patch(
         from mechsink.prompts import PromptPairs
         from mechsink.report.patching import SITES, patch_report
 
-        given = PromptPairs.from_jsonl(pairs)
+        given = PromptPairs.from_jsonl(pairs, skip_bad=skip_bad)
         measure, way = by_metric(metric, "patch"), by_direction(direction)
         with waiting(f"loading {model}"):
             loaded = load_model(model)
@@ -114,6 +122,7 @@ def circuit(
     seed: Annotated[
         int, typer.Option(help="Seed of the prompts, split and resamples.", min=0)
     ] = 0,
+    skip_bad: SkipBad = False,
     out: Out = Path("circuit"),
 ) -> None:
     """Which edges between components carry a behaviour, and how faithful they are.
@@ -131,7 +140,7 @@ def circuit(
         from mechsink.progress import waiting
         from mechsink.report.circuits import edge_report
 
-        pairs_for = by_pairs(pairs, set_, prompts, seed)
+        pairs_for = by_pairs(pairs, set_, prompts, seed, skip_bad)
         measure = by_metric(metric, "circuit")
         score = by_method(method, steps)
         with waiting(f"loading {model}"):

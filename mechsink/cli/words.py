@@ -33,14 +33,14 @@ def by_metric(name: str, verb: str) -> "Metric":
 
 
 def by_pairs(
-    path: Path | None, name: str | None, n: int, seed: int
+    path: Path | None, name: str | None, n: int, seed: int, skip_bad: bool
 ) -> "Callable[[Model], PromptPairs | PromptSet]":
     """Pairs of a file, read now, or those of a ready set, made for a model."""
     from mechsink.prompt_sets import ALL
     from mechsink.prompts import PromptPairs
 
     if path is not None and name is None:
-        read = PromptPairs.from_jsonl(path)
+        read = PromptPairs.from_jsonl(path, skip_bad=skip_bad)
         return lambda model: read
     if name is None or path is not None:
         raise ValueError(

@@ -119,7 +119,7 @@ _TEXT_NOTES = {
     "Weight decay of .5 against 0: a stronger sink":
         "lr x decay x steps is three times the published",
     "No <s>: the sink is on the first token":
-        "2.6 million tokens; the source read a thousand times as many",
+        "2.6 million tokens read; the source: 5 billion",
     **_UNNORMALISED,
 }  # fmt: skip
 
