@@ -148,8 +148,9 @@ TEXT_GPU = replace(
     lr=("1e-5", "1e-4", "1e-3"),
     steps=("2500", "5000", "10000"),
     data=("1000", "10000", "100000"),
-    window=("16", "64", "256"),
+    window=("16", "64", "128"),
     seeds=1,
+    notes=_UNNORMALISED,
 )
 
 BEDS = {bed.name: bed for bed in (BIGRAM, TEXT, TEXT_GPU)}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechsink.experiments.emergence.beds import BIGRAM, Bed
+from mechsink.experiments.emergence.beds import BIGRAM, TEXT, Bed
 from mechsink.experiments.emergence.scores import EPS, Scores
 from mechsink.experiments.study import claim
 
@@ -19,8 +19,10 @@ def claims_of(scores: Scores, bed: Bed, quick: bool = False) -> list[dict[str, A
     """
     if bed.name == BIGRAM.name:
         asserted = _of_bigrams(scores, bed)
+    elif bed.name == TEXT.name and not quick:
+        asserted = _of_text(scores)
     else:
-        asserted = _of_residuals(scores) if quick else _of_text(scores)
+        asserted = _of_residuals(scores)
     rows = [
         claim(sentence, values.tolist(), **bound)
         for sentence, values, bound in asserted
