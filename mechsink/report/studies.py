@@ -87,6 +87,10 @@ def _settings(meta: Mapping[str, Any]) -> str:
         parts.append(f"{meta['training_s'] / 60:.0f} core-minutes of training")
     if "duration_s" in meta:
         parts.append(f"{meta['duration_s']:.0f} s from start to end")
+        if meta.get("n_resumed"):
+            parts[-1] += (
+                f", {meta['n_resumed']} of {meta['n_runs']} runs being there already"
+            )
     found = meta.get("versions", {})
     parts += [f"{name} {version}" for name, version in found.items() if version]
     return "; ".join(parts) + "."

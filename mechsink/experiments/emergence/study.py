@@ -177,7 +177,7 @@ def _dots(ax: Axes, at_0: pd.Series, best: pd.Series, names: Sequence[str]) -> N
         )
         ax.plot([place] * len(values), values, "o", ms=2.6, color=dark, label=dot)
     ax.axhline(EPS, color="0.6", lw=0.8, ls=":")
-    ax.set_ylim(-0.03, 0.8)
+    ax.set_ylim(-0.03, max(0.8, best.max() + 0.05))
     ax.set_xlim(-0.5, len(names) - 0.5)
     labels = [name.removeprefix("positions ") for name in names]
     ax.set_xticks(range(len(names)), labels, fontsize="x-small", rotation=60)

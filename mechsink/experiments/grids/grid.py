@@ -101,15 +101,21 @@ def study_grid(
         quick: whether this is the study's small form.
 
     Returns:
-        The table, and a dict for `Result.meta`; training_s is processor time.
+        The table, and a dict for `Result.meta`: training_s is processor time,
+        n_resumed the number of runs that were there already.
     """
     started = time.perf_counter()
+    seeds, device = options.get("seeds", range(5)), options.get("device")
+    jobs = _jobs(settings, Path(folder), measure, seeds, device)
+    n_resumed = sum(job.table() is not None for job in jobs)
     table = train_grid(settings, folder, measure, **options)
     runs: Any = table.drop_duplicates(["setting", "seed"])
     return table, {
         "versions": versions(),
         "presets": {name: s.preset.to_json() for name, s in settings.items()},
         "seeds": runs["seed"].unique().tolist(),
+        "n_runs": len(jobs),
+        "n_resumed": n_resumed,
         "training_s": round(float(runs["seconds"].sum()), 1),
         "duration_s": round(time.perf_counter() - started, 1),
         "quick": quick,
