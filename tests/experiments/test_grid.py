@@ -1,9 +1,13 @@
 """Grids of toys: resumed, the same in any number of processes, failures named."""
 
 import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pandas as pd
+import psutil
 import pytest
 
 from mechsink.experiments.grids import jobs
@@ -79,3 +83,41 @@ def test_two_processes_give_the_bits_of_one(tmp_path):
         for n in (1, 2)
     ]
     assert numbers(tables[0]) == numbers(tables[1])
+
+
+ENDLESS = """
+import sys
+from dataclasses import replace
+from mechsink.experiments.grids.grid import train_grid
+from mechsink.experiments.grids.jobs import Setting
+from mechsink.experiments.operators import measure_run
+from toy_tasks import PRESETS, BigramBackcopy
+
+if __name__ == "__main__":
+    preset = replace(PRESETS["bb-cpu"], steps=100_000, checkpoints=(100_000,))
+    setting = Setting(BigramBackcopy.from_text(), preset)
+    train_grid({"a": setting}, sys.argv[1], measure_run, seeds=[0, 1], workers=2)
+"""
+
+
+@pytest.mark.matrix
+def test_workers_leave_with_their_parent(tmp_path):
+    """Killed outright, it can't stop them itself."""
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path / "runs")])
+    wanted = [tmp_path / "runs" / "a" / f"seed-{s}/run/config.json" for s in (0, 1)]
+    until(lambda: all(path.exists() for path in wanted), 120)
+    workers = psutil.Process(parent.pid).children(recursive=True)
+    assert len(workers) >= 2
+    parent.kill()
+    parent.wait()
+    _, left = psutil.wait_procs(workers, timeout=30)
+    assert not left
+
+
+def until(done, seconds):
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)

@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +137,20 @@ _report: Advance | None = None  # of this worker process
 def _start(done: Any) -> None:
     global _report
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def report(steps: int = 1) -> None:
         done.put(steps)
 
     _report = report
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent was killed: else the worker would train on, unseen."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for([parent.sentinel])
+    os._exit(1)
 
 
 def _do_in_worker(job: Job) -> pd.DataFrame:
