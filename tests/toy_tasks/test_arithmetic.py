@@ -15,6 +15,7 @@ from mechsink.report.texts import default_rows
 from mechsink.sites import Site
 from toy_tasks import (
     PRESETS,
+    SourceText,
     Sums,
     ToyConfig,
     ToyTransformer,
@@ -223,11 +224,12 @@ def test_a_run_on_sums_resumes_bit_for_bit_and_loads_back(quick, tmp_path, monke
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_is_one_and_survives_json(name, abc):
-    task = {"bigram_backcopy": abc, "sums": TASK}[name]
+    source = SourceText.from_library(20, random_at=(3, 5))
+    task = {"bigram_backcopy": abc, "sums": TASK, "source_text": source}[name]
     assert isinstance(task, Task)
     back = task_from_json(task.to_json())
     assert type(back) is type(task) and back.to_json() == task.to_json()
-    with pytest.raises(ValueError, match="'bigram_backcopy', 'sums'"):
+    with pytest.raises(ValueError, match="'bigram_backcopy', 'sums', 'source_text'"):
         task_from_json({**task.to_json(), "task": "products"})
     with pytest.raises(ValueError, match="what to_json wrote"):
         task_from_json({**task.to_json(), "extra": 1})

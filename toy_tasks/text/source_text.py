@@ -7,7 +7,7 @@ first positions can be chosen, as in Gu et al. 2024 (arXiv:2410.10781).
 import hashlib
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
@@ -192,10 +192,11 @@ class SourceText:
         Raises:
             ValueError: the data describes another task or lacks a part.
         """
-        if data.get("task") != "source_text":
+        needed = {"task", *(field.name for field in fields(cls))}
+        if data.get("task") != "source_text" or set(data) != needed:
             raise ValueError(
                 f"from_json: no source text, its keys are {sorted(data)}. Allowed: "
-                "what SourceText.to_json wrote."
+                f"what to_json wrote, with keys {sorted(needed)}."
             )
         rest = {name: value for name, value in data.items() if name != "task"}
         return cls(**checked_fields(cls, rest))
