@@ -224,10 +224,13 @@ def test_the_study_is_resumed_saved_and_drawn(bed, tmp_path, monkeypatch):
     assert both == pytest.approx(at_0)
     assert set(found.trends["knob"]) == {"prefix"}  # a slope takes all four windows
     assert set(found.figures()) == {"knobs", "positions"}
+    assert bed.text in found.about() and "12 tokens, 4 steps" in found.about()
+    assert found.meta["n_resumed"] == 0
     assert len(found.tables()["Measured beside published"]) == len(found.trends)
     monkeypatch.setattr(jobs, "train", None)  # calling it would fail
     again = emergence(tmp_path / "runs", **asked)
     pd.testing.assert_frame_equal(again.table, found.table)
+    assert again.meta["n_resumed"] == again.meta["n_runs"] == 3
     back = EmergenceStudy.load(found.save(tmp_path / "saved"))
     pd.testing.assert_frame_equal(back.trends, found.trends)
 
