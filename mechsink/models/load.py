@@ -154,7 +154,9 @@ def _from_object(
         tokenizer = tokenizer or bridge.tokenizer
         if backend == "nnsight":
             own = unbridged(bridge)
-            return _wrapper(backend)(own, tokenizer, name=name or "bridge", **options)
+            return TraceModel(
+                own, tokenizer, name=name or type(own).__name__, **options
+            )
         return BridgeModel.from_bridge(bridge, tokenizer, name=name, **options)
     from transformers import PreTrainedModel
 

@@ -134,12 +134,27 @@ class _HuggingFaceTail:
         if vocabulary is not None and isinstance(head, torch.nn.Linear):
             model.set_output_embeddings(_some_rows(head, vocabulary))
         try:
-            logits = self._run(model, len(resid), lambda args, kwargs: resid).logits
+            logits = self._headed(resid)
         finally:
             model.set_output_embeddings(head)
         if vocabulary is not None and not isinstance(head, torch.nn.Linear):
             logits = logits[..., vocabulary]
         return logits
+
+    def _headed(self, resid: Tensor) -> Tensor:
+        """What the model makes of its last blocks' output; one row of tokens serves.
+
+        GPT-BigCode alone shapes that output as its tokens were: it takes as many.
+        """
+        model = self._plain.model
+        try:
+            return self._run(model, 1, lambda args, kwargs: resid).logits
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            if len(resid) == 1:
+                raise
+            return self._run(model, len(resid), lambda args, kwargs: resid).logits
 
     def _arguments(self, n_rows: int) -> list[Call]:
         """What each block is called with, for that many rows."""

@@ -92,8 +92,9 @@ def read_norm(component: Any) -> Norm:
     """Gain, bias and epsilon of a bridged norm; `prove` tells if they are right."""
     original = component.original_component
     if getattr(original, "weight", None) is None:  # OLMo's has no gain
-        size = component.config.d_model
-        return Norm("layer", torch.ones(size), None, float(component.config.eps))
+        config = component.config
+        gain = torch.ones(config.d_model, dtype=config.dtype, device=config.device)
+        return Norm("layer", gain, None, float(config.eps))
     gain = _detached(component.weight)
     assert gain is not None
     if component.uses_weight_offset:  # Gemma stores the gain less one

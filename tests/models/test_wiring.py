@@ -18,7 +18,7 @@ from toy_tasks import ToyTransformer
 
 TOKENS = torch.randint(0, 80, (2, 7), generator=torch.Generator().manual_seed(3))
 
-MORE = ["granite", "cohere", "stablelm", "phi", "mixtral"]
+MORE = ["granite", "cohere", "stablelm", "phi", "mixtral", "olmo"]
 
 
 def more(family: str) -> BridgeModel:
@@ -68,6 +68,12 @@ def test_weights_give_the_sites(model: Model) -> None:
 
 def test_experts_have_no_single_output_matrix() -> None:
     assert wiring(more("mixtral")).mlp_write(0).weight is None
+
+
+def test_a_norm_without_a_gain_has_the_models_own_type() -> None:
+    known = wiring(BridgeModel(tiny("olmo").to(torch.bfloat16), selfcheck=False))
+    norm = known.mlp_read(0).norm
+    assert norm is not None and norm.gain.dtype == torch.bfloat16
 
 
 def test_a_prefix_has_no_edges() -> None:
