@@ -49,13 +49,20 @@ def train_grid(
     Returns:
         The tables of all runs below one another, with columns setting, seed before
         and seconds after their own: processor time of training, which on an idle
-        machine is its duration.
+        machine is its duration; of a run that was interrupted, that of its last part.
 
     Raises:
         ValueError: no settings, seeds twice, or a folder with other runs.
         RuntimeError: some runs failed; names them. The others are kept.
     """
     jobs = _jobs(settings, Path(folder), measure, seeds, device)
+    return _trained(jobs, workers or default_workers(device), progress)[0]
+
+
+def _trained(
+    jobs: Sequence[Job], workers: int, progress: bool | None
+) -> tuple[pd.DataFrame, int]:
+    """The table of `train_grid`, and how many runs were there already."""
     tables: dict[Job, pd.DataFrame] = {}
     for job in jobs:
         found = job.table()
@@ -65,9 +72,7 @@ def train_grid(
     total = sum(job.setting.preset.steps for job in waiting)
     failed: dict[Job, BaseException] = {}
     with bar(f"training {len(waiting)} toys", total, progress) as advance:
-        for job, outcome in run_jobs(
-            waiting, workers or default_workers(device), advance
-        ):
+        for job, outcome in run_jobs(waiting, workers, advance):
             if isinstance(outcome, BaseException):
                 failed[job] = outcome
             else:
@@ -83,7 +88,8 @@ def train_grid(
     ]  # in the order of settings and seeds, not of finishing
     table = pd.concat(parts, ignore_index=True)
     first = ["setting", "seed"]
-    return pd.DataFrame(table[first + [c for c in table if c not in first]])
+    ordered = table[first + [c for c in table if c not in first]]
+    return pd.DataFrame(ordered), len(jobs) - len(waiting)
 
 
 def study_grid(
@@ -92,12 +98,16 @@ def study_grid(
     measure: Measure,
     *,
     quick: bool,
-    **options: Any,
+    seeds: Sequence[int] = range(5),
+    workers: int | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """`train_grid` with what a study says of it: recipes, seeds, versions, time.
 
     Args:
-        settings, folder, measure, options: as for `train_grid`.
+        settings, folder, measure, seeds, workers, device, progress: as for
+            `train_grid`.
         quick: whether this is the study's small form.
 
     Returns:
@@ -105,10 +115,8 @@ def study_grid(
         n_resumed the number of runs that were there already.
     """
     started = time.perf_counter()
-    seeds, device = options.get("seeds", range(5)), options.get("device")
     jobs = _jobs(settings, Path(folder), measure, seeds, device)
-    n_resumed = sum(job.table() is not None for job in jobs)
-    table = train_grid(settings, folder, measure, **options)
+    table, n_resumed = _trained(jobs, workers or default_workers(device), progress)
     runs: Any = table.drop_duplicates(["setting", "seed"])
     return table, {
         "versions": versions(),
