@@ -6,6 +6,7 @@ May import: sites, run.
 """
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -217,6 +218,13 @@ def _answers(
         return None
     if isinstance(given, Tensor):
         tokens = given.to(model.device)
+        d_vocab = model.shape.d_vocab
+        outside = (tokens < 0) | (tokens >= d_vocab)
+        if outside.any():
+            raise ValueError(
+                f"PromptPairs: {name} has token {int(tokens[outside][0])}, which is "
+                f"outside this model's vocabulary. Allowed: 0 to {d_vocab - 1}."
+            )
     else:
         tokens = torch.stack([_one_token(model, text, name) for text in given])
     return tokens.expand(n) if len(tokens) == 1 else tokens
@@ -310,7 +318,9 @@ def _pair(line: bytes) -> dict[str, str] | str:
         return f"it holds a {type(row).__name__}"
     for key in KEYS:
         if not isinstance(row.get(key), str):
-            return f"{key!r} is {str(row.get(key))[:60]}"
+            return f"{key!r} is {ascii(row.get(key))[:60]}"
+        if not row[key].isascii() and re.search("[\ud800-\udfff]", row[key]):
+            return f"{key!r} holds half a character, {ascii(row[key])[:60]}"
     return {key: row[key] for key in KEYS}
 
 

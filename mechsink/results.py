@@ -5,12 +5,16 @@ A result is a frozen dataclass that holds at least a tidy `table` and a `meta`;
 May import: sites, run.
 """
 
+import csv
+import hashlib
 import html
 import importlib.metadata
 import importlib.util
+import io
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -67,8 +71,12 @@ class Result:
             stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
             try:
                 for name, table in tables.items():
-                    _write_table(table, stage / written[name]["file"])
-                (stage / "meta.json").write_bytes(to_json(meta).encode())
+                    path = stage / written[name]["file"]
+                    _write_table(table, path)
+                    written[name]["sha256"] = _digest(path.read_bytes())
+                text = to_json(plain({**meta, "files": written}))
+                text = to_json({**json.loads(text), "sha256": _digest(text.encode())})
+                (stage / "meta.json").write_bytes(text.encode())
                 _move_into_place(stage, folder)
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
@@ -81,7 +89,8 @@ class Result:
         """Read back what `save` wrote; call it on the type that was saved.
 
         Raises:
-            ValueError: the folder holds no result, or one of another type.
+            ValueError: the folder holds no result, or one of another type, or a file
+                is not as it was saved (a checksum tells).
         """
         meta = _read_meta(Path(folder))
         kind, saved = meta.pop("result"), meta.pop("files")
@@ -171,7 +180,9 @@ def to_json(meta: Mapping[str, Any]) -> str:
         f"  {json.dumps(str(key))}: {json.dumps(plain(value), ensure_ascii=False)}"
         for key, value in meta.items()
     )
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    # Half a character, of a file name of stray bytes, say, has no UTF-8 of its own.
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def atomic_write(path: Path | str, data: bytes | str) -> Path:
@@ -225,26 +236,70 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
     if path.suffix == ".parquet":
         table.to_parquet(path, index=False)
     else:
-        table.to_csv(path, index=False, na_rep="NaN")
+        # Unquoted, "\r" would end a row. Quotes everywhere only where it needs them.
+        texts = [*map(str, table.columns)]
+        for _, column in table.select_dtypes(["object", "str", "category"]).items():
+            texts += column.astype(str).unique().tolist()
+        is_odd = any("\r" in text for text in texts)
+        quoting = csv.QUOTE_NONNUMERIC if is_odd else csv.QUOTE_MINIMAL
+        table.to_csv(path, index=False, na_rep="NaN", quoting=quoting)
 
 
 def _read_table(folder: Path, saved: Mapping[str, Any]) -> pd.DataFrame:
-    path = folder / saved["file"]
-    if path.suffix == ".parquet":
-        return pd.read_parquet(path)
-    columns = saved["columns"]
+    path = folder / Path(saved["file"]).name  # never outside the folder
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"load: {path} cannot be read ({error.strerror}). Give the folder that "
+            "`result.save(folder)` returned, with all its files."
+        ) from error
+    if saved.get("sha256", _digest(data)) != _digest(data):  # older ones have none
+        raise ValueError(
+            f"load: {path} is not as it was saved. Measure again or put the file back; "
+            "if the change is yours, read it with pandas.read_csv."
+        )
+    try:
+        table = _parsed(data, path.suffix, saved["columns"])
+    except Exception as error:  # of whatever kind pandas' parsers raise
+        raise ValueError(
+            f"load: {path} is damaged ({error}). Measure again or put the file back."
+        ) from error
+    if len(table) != saved["rows"]:
+        raise ValueError(
+            f"load: {path} has {len(table)} rows, but {saved['rows']} were saved. "
+            "Measure again or put the file back."
+        )
+    return table
+
+
+def _parsed(data: bytes, suffix: str, columns: Mapping[str, str]) -> pd.DataFrame:
+    if suffix == ".parquet":
+        return pd.read_parquet(io.BytesIO(data))
     floats = {name: kind for name, kind in columns.items() if "float" in kind}
     # Floats by way of text: exact, where read_csv's own parser may round. No
     # text is taken for a missing value: a token may read "NA".
-    as_text = {**columns, **dict.fromkeys(floats, "str")}
-    return pd.read_csv(path, dtype=as_text, keep_default_na=False).astype(floats)
+    as_text: Any = {**columns, **dict.fromkeys(floats, "str")}
+    table = pd.read_csv(
+        io.BytesIO(data),
+        dtype=as_text,
+        keep_default_na=False,
+        names=list(columns),
+        header=0,
+        skip_blank_lines=False,  # a row may be a tab
+    )
+    return table.astype(floats)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / "meta.json"
     try:
-        meta = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        meta = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"load: {folder} holds no saved result ({error}). Give the folder that "
             "`result.save(folder)` returned; it has a meta.json and its tables."
@@ -253,6 +308,12 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"load: {path} was not written by `result.save`. Give the folder that "
             "`result.save(folder)` returned."
+        )
+    digest = meta.pop("sha256", None)
+    if digest is not None and digest != _digest(to_json(meta).encode()):
+        raise ValueError(
+            f"load: {path} is not as it was saved. Measure again or put the file back; "
+            "if the change is yours, read the tables with pandas.read_csv."
         )
     return meta
 

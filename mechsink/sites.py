@@ -26,7 +26,8 @@ AXES: dict[str, tuple[str, ...]] = {
 }
 """Site name to the axes of its tensor, in order."""
 
-_PRINTED = re.compile(r"L(\d+)(?:H(\d+)|KV(\d+))?\.(\w+)")
+_NUMBER = "[0-9]{1,4000}"  # no other digits; int() refuses more of them
+_PRINTED = re.compile(rf"L({_NUMBER})(?:H({_NUMBER})|KV({_NUMBER}))?\.(\w+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -57,7 +58,7 @@ class Site:
             near = difflib.get_close_matches(self.name, AXES, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"Site: no site is called {self.name!r}. {hint}"
+                f"Site: no site is called {self.name[:60]!r}. {hint}"
                 f"Allowed: {', '.join(AXES)}."
             )
         for axis in ("layer", "head", "kv_head"):
@@ -86,8 +87,8 @@ class Site:
         found = _PRINTED.fullmatch(text)
         if found is None:
             raise ValueError(
-                f"Site.parse: {text!r} is not a site. Write the layer, the head where "
-                "there is one, and the name: 'L5.resid_pre', 'L2H1.z', 'L2KV0.k'."
+                f"Site.parse: {text[:60]!r} is not a site. Write the layer, the head "
+                "where there is one, and the name: 'L5.resid_pre', 'L2H1.z', 'L2KV0.k'."
             )
         layer, head, kv_head, name = found.groups()
         return cls(

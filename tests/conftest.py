@@ -26,6 +26,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 seen.add(name)
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say how many inputs the properties of tests/hostile were tried on."""
+    reports = terminalreporter.stats.get("passed", [])
+    tried = [
+        n for r in reports for key, n in r.user_properties if key == "hostile_cases"
+    ]
+    if tried:
+        terminalreporter.write_line(f"hostile input: {sum(tried):,} cases")
+
+
 @pytest.fixture(scope="session")
 def planted_sums(tmp_path_factory: pytest.TempPathFactory) -> TrainRun:
     """`sums-planted-small` on operands up to 9, trained once for all workers."""

@@ -20,6 +20,9 @@ from mechsink.run import Model
 from mechsink.slots.places import fitting, next_token, not_one_token
 from mechsink.slots.tokens import SlotTokens
 
+MOST = 2**62
+"""Combinations of values that can be numbered."""
+
 CHECKED = 2000
 """Combinations of values that are tokenised to see that the template holds still."""
 
@@ -56,8 +59,8 @@ class SlotPrompts:
     def __post_init__(self) -> None:
         if self._given is not None:
             return
-        named = [name for _, name, _, _ in string.Formatter().parse(self.template)]
-        named = [name for name in named if name is not None]
+        fields = _fields(self.template)
+        named = [name for name, _ in fields]
         if not named or sorted(named) != sorted(self.slots):
             raise ValueError(
                 f"SlotPrompts: the template {self.template!r} has slots {named}, "
@@ -70,6 +73,15 @@ class SlotPrompts:
                     f"SlotPrompts: slot {name!r} has values {list(values)[:8]}. Give "
                     "at least two, all different; write a fixed one into the template."
                 )
+        for name, written in fields:
+            for value in self.slots[name]:
+                _check_written(name, written, value)
+        if self.n_combinations > MOST:
+            raise ValueError(
+                "SlotPrompts: the values have about "
+                f"1e{math.log10(self.n_combinations):.0f} combinations. Allowed: "
+                f"{MOST:.0e}. Give fewer slots or values."
+            )
         if self.n is not None and not 1 <= self.n <= self.n_combinations:
             raise ValueError(
                 f"SlotPrompts: n={self.n}, but the values have {self.n_combinations} "
@@ -307,6 +319,48 @@ class SlotPrompts:
                 known[answer] = next_token(model, self.text(i), answer)
             tokens.append(known[answer])
         return torch.stack(tokens)
+
+
+def _fields(template: str) -> list[tuple[str, str]]:
+    """Names of a template's slots, in order, and how each is written: "{A:>3}".
+
+    Raises:
+        ValueError: a brace alone, or a slot whose name is more than a name, such as
+            {A.x}, which would look inside its value.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(
+            f"SlotPrompts: the template {template!r} can't be read ({error}). Write a "
+            "slot as {A}, and braces of the text as {{ and }}."
+        ) from error
+    fields = []
+    for _, name, form, conversion in parts:
+        if name is None:
+            continue
+        if not name.isidentifier() or "{" in (form or ""):
+            raise ValueError(
+                f"SlotPrompts: the template {template!r} has a slot {name!r}. Give "
+                "each a name of letters and digits, as in {A}, and write braces of the "
+                "text as {{ and }}."
+            )
+        how = f"!{conversion}" * bool(conversion) + f":{form}" * bool(form)
+        fields.append((name, f"{{{name}{how}}}"))
+    return fields
+
+
+def _check_written(name: str, written: str, value: Any) -> None:
+    """Raise ValueError if a slot's value can't be written as the template says."""
+    if written == f"{{{name}}}":
+        return
+    try:
+        written.format(**{name: value})
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"SlotPrompts: the template writes slot {name!r} as {written}, which "
+            f"doesn't fit its value {value!r} ({error}). Write {{{name}}} alone."
+        ) from error
 
 
 def as_slot_tokens(model: Model, prompts: SlotPrompts | SlotTokens) -> SlotTokens:

@@ -1,0 +1,86 @@
+"""Texts that something may take for code, for markup or for nothing."""
+
+from hypothesis import strategies as st
+
+NASTY = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</script><script>alert(1)</script>",
+    "</style><svg onload=alert(1)>",
+    "<!--",
+    "-->",
+    "]]>",
+    "&lt;b&gt;",
+    "javascript:alert(1)",
+    "{{7*7}}",
+    "{% for x in y %}",
+    "${7*7}",
+    "`id`",
+    "$(id)",
+    "; rm -rf nothing;",
+    "$x^",
+    "$\\frac$",
+    "$\\undefined{$",
+    "$",
+    "\\$",
+    "_^{",
+    "%s %d %n",
+    "{0}",
+    "a'b\"c",
+    "../../etc/passwd",
+    "/dev/null",
+    "[red]",
+    "[/]",
+    "[/bold]",
+    "[link=x]",
+    "\\[",
+    "| a | b |",
+    "# heading",
+    "![x](y)",
+    "<s>",
+    "NA",
+    "nan",
+    "NaN",
+    "None",
+    "null",
+    "inf",
+    "1e5",
+    "007",
+    "True",
+    "",
+    " ",
+    "\n",
+    "\r",
+    "\r\n",
+    "\t",
+    ",",
+    '"',
+    '""',
+    "=1+1",
+    "\x00",
+    "\x1b[31m",
+    "\x7f",
+    "\x85",
+    "\u2028",
+    "\u202e\u2066gnirts",
+    "\ufeff",
+    "\ufffe",
+    "é",
+    "e\u0301",
+    "𝔘😀",
+    "x" * 2000,
+)
+"""No lone surrogate: those can't stand in UTF-8 and are drawn apart."""
+
+texts = st.one_of(
+    st.sampled_from(NASTY),
+    st.text(max_size=20),
+    st.lists(st.sampled_from(NASTY), min_size=2, max_size=3).map("".join),
+)
+"""Any text that UTF-8 can hold, mostly a dangerous one."""
+
+any_texts = st.one_of(
+    texts, st.text(st.characters(), max_size=8), st.just("\ud800"), st.just("a\udcff")
+)
+"""With lone surrogates: what a file name of stray bytes, or JSON's \\ud800, becomes."""
