@@ -4,6 +4,7 @@ For metrics that read inside a block, and models whose blocks can't be replayed.
 It is also what the wave engine is tested against.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -53,16 +54,21 @@ def cells(
         for start in range(0, len(rows), max_rows):
             chunk = rows[start : start + max_rows]
             prompts = torch.tensor([row[0] for row in chunk], device=base.device)
-
-            def edit(x: Tensor, chunk: list = chunk, site: Site = site) -> Tensor:
-                x = x.clone()
-                for row, (prompt, number, pos) in enumerate(chunk):
-                    index = part_index(site.name, places.parts[number], pos)[1:]
-                    x[row][index] = source[site][prompt][index]
-                return x
-
-            run = model.run(base[prompts], read=metric.reads, edit={site: edit})
+            changes = []
+            for prompt, number, pos in chunk:
+                index = part_index(site.name, places.parts[number], pos)[1:]
+                changes.append((index, source[site][prompt][index]))
+            edit = {site: functools.partial(_put, changes=changes)}
+            run = model.run(base[prompts], read=metric.reads, edit=edit)
             values = metric(run, pairs.rows(prompts))
             found[at, start : start + len(chunk)] = values.double().cpu()
     shape = (len(layers), len(pairs), len(places.parts), len(spots))
     return found.reshape(shape).transpose(0, 1)
+
+
+def _put(x: Tensor, changes: list) -> Tensor:
+    """Each row's own change: (index within the row, what goes there)."""
+    x = x.clone()
+    for row, (index, value) in enumerate(changes):
+        x[row][index] = value
+    return x

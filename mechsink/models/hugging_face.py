@@ -9,7 +9,7 @@ wiring is read. The user's own model is never touched.
 import functools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from mechsink.models.hooks import check_tokens
 from mechsink.models.patterns import visit_patterns
 from mechsink.models.plain import PlainModel
+from mechsink.models.texts import Texts
 from mechsink.models.versions import package_version
 from mechsink.models.views import shared_view
 from mechsink.run import Edit, LayerAttention, ModelShape, Run
 from mechsink.sites import Site
 
 
-class HuggingFaceModel(ABC):
+class HuggingFaceModel(Texts, ABC):
     """A Hugging Face causal language model as a `mechsink.Model`.
 
     Args:
@@ -152,39 +153,6 @@ class HuggingFaceModel(ABC):
                     self.name
                 )
         return shape
-
-    def to_tokens(self, texts: str | Sequence[str]) -> Int[Tensor, "batch pos"]:
-        """Tokens by the tokenizer's own habit; nothing is added to it.
-
-        Raises:
-            ValueError: no tokenizer, an empty text, or texts of unequal length.
-        """
-        if self.tokenizer is None:
-            raise ValueError(
-                f"to_tokens: {self.name} was loaded without a tokenizer. Pass token "
-                "tensors, or load it with ms.load_model(model, tokenizer=...)."
-            )
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        rows = [self.tokenizer(text)["input_ids"] for text in texts]
-        lengths = [len(row) for row in rows]
-        if not rows or min(lengths) == 0:
-            raise ValueError(
-                f"to_tokens: got {len(rows)} texts with {lengths} tokens. Give at "
-                "least one text, each with at least one token."
-            )
-        if len(set(lengths)) > 1:
-            raise ValueError(
-                f"to_tokens: the texts have {lengths} tokens, and one tensor needs "
-                "equal lengths (padding would change what is measured). Tokenise "
-                "them one by one, or cut them to the same length."
-            )
-        return torch.tensor(rows, device=self.device)
-
-    def to_strings(self, tokens: Int[Tensor, " pos"]) -> list[str]:
-        """One readable string a token; numbers without a tokenizer."""
-        if self.tokenizer is None:
-            return [str(int(token)) for token in tokens]
-        return [self.tokenizer.decode([int(token)]) for token in tokens]
 
     def run(
         self,

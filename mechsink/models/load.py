@@ -35,6 +35,7 @@ def load_model(
     name: str | None = None,
     selfcheck: bool = True,
     trust_remote_code: bool = False,
+    remote: bool | str = False,
 ) -> Model:
     """Load a model to measure.
 
@@ -52,6 +53,8 @@ def load_model(
         name: what results call it.
         selfcheck: prove the hooks right before first use (a few short passes).
         trust_remote_code: let a hub model run its own Python code.
+        remote: run a hub model where it is served, through nnsight: True for NDIF, or
+            a server's address. No weights are loaded here (remote.py).
 
     Raises:
         ValueError: unknown name (the nearest is suggested) or option.
@@ -65,6 +68,11 @@ def load_model(
         )
     if isinstance(source, Model):
         return source
+    if remote:
+        return _remote(
+            source, remote, tokenizer, backend, device, dtype, revision, name,
+            selfcheck, trust_remote_code,
+        )  # fmt: skip
     options: dict[str, Any] = {"selfcheck": selfcheck}
     if isinstance(source, nn.Module) or _is_nnsight(source):
         return _from_object(source, tokenizer, backend, device, dtype, name, options)
@@ -171,6 +179,66 @@ def _from_object(
     return wrapper(source, tokenizer, name=name or type(source).__name__, **options)
 
 
+def _remote(
+    source: Any,
+    remote: bool | str,
+    tokenizer: Any,
+    backend: str | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    revision: str | None,
+    name: str | None,
+    selfcheck: bool,
+    trust_remote_code: bool,
+) -> Model:
+    """The skeleton of a model that is served elsewhere."""
+    from mechsink.models.remote import RemoteModel, require_key, skeleton
+
+    if backend not in (None, "nnsight") or device is not None or dtype is not None:
+        raise ValueError(
+            f"load_model: remote={remote!r} with backend={backend!r}, "
+            f"device={device!r}, dtype={dtype!r}. A served model is reached through "
+            "backend='nnsight' alone, on the server's device and in its dtype: leave "
+            "them out."
+        )
+    require_key(remote)
+    if _is_nnsight(source):
+        return RemoteModel(
+            skeleton(source, tokenizer=tokenizer),
+            tokenizer or getattr(source, "tokenizer", None),
+            remote=remote,
+            name=name or str(source.repo_id),
+            selfcheck=selfcheck,
+        )
+    text = str(source)
+    if isinstance(source, nn.Module) or text in EMBEDDED or Path(text).exists():
+        what = type(source).__name__ if isinstance(source, nn.Module) else repr(text)
+        raise ValueError(
+            f"load_model: remote={remote!r} with {what}, which lies here. Served "
+            "models are named by their hub id, for example "
+            'ms.load_model("meta-llama/Llama-3.1-70B", remote=True).'
+        )
+    _check_name(text)
+    tokenizer = tokenizer or _tokenizer(
+        text,
+        trust_remote_code=trust_remote_code,
+        local_files_only=not _hub_answers(),
+        revision=revision or "main",
+    )
+    try:
+        traced = skeleton(
+            text,
+            revision=revision,
+            tokenizer=tokenizer,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _load_error(text, False, error) from error
+    return RemoteModel(
+        traced, tokenizer, remote=remote, name=name or text, selfcheck=selfcheck
+    )
+
+
 def _from_nnsight(
     source: Any,
     tokenizer: Any,
@@ -190,7 +258,8 @@ def _from_nnsight(
     if any(parameter.is_meta for parameter in inside.parameters()):
         raise ValueError(
             "load_model: this nnsight model has no weights yet. Load them first: "
-            "LanguageModel(name, dispatch=True)."
+            "LanguageModel(name, dispatch=True), or let it run where it is served: "
+            "ms.load_model(model, remote=True)."
         )
     tokenizer = tokenizer or getattr(source, "tokenizer", None)
     name = name or type(inside).__name__
@@ -213,7 +282,7 @@ def _from_pretrained(
     revision: str | None,
     trust_remote_code: bool,
 ) -> tuple[nn.Module, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     is_folder = Path(location).is_dir()
     if not is_folder:
@@ -233,13 +302,20 @@ def _from_pretrained(
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _load_error(asked, is_folder, error) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location, **options)
-    except (OSError, ValueError, KeyError):
-        tokenizer = None  # a model without one still takes tokens
+    tokenizer = _tokenizer(location, **options)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device), tokenizer
+
+
+def _tokenizer(location: str | Path, **options: Any) -> Any:
+    """A model's own; None where there is none: then it still takes tokens."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(location, **options)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _hub_answers() -> bool:

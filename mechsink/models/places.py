@@ -115,7 +115,11 @@ def down_projection(block: nn.Module) -> nn.Module | None:
 
 def weight_of(projection: Any) -> Tensor:
     """Its matrix as [inputs, outputs], whichever way it is stored."""
-    weight = projection.weight.detach()
+    return inputs_first(projection, projection.weight.detach())
+
+
+def inputs_first(projection: nn.Module, weight: Tensor) -> Tensor:
+    """A weight stored as the projection stores its own, as [inputs, outputs]."""
     is_transposed = type(projection).__name__ == "Conv1D"  # GPT-2's stores it so
     return weight if is_transposed else weight.T
 
@@ -148,7 +152,8 @@ def _heads(n: int, d: int) -> Part:
 
 def _side_by_side(heads: Heads) -> dict[str, Part]:
     """All queries, then all keys, then all values."""
-    sizes = [heads.n * heads.d, heads.n_kv * heads.d, heads.n_kv * heads.d]
+    # Functions here may be sent elsewhere: they hold numbers, not our classes.
+    d, sizes = heads.d, [n * heads.d for n in (heads.n, heads.n_kv, heads.n_kv)]
 
     def part(index: int, n: int) -> Part:
         def put(whole: Tensor, new: Tensor) -> Tensor:
@@ -156,9 +161,7 @@ def _side_by_side(heads: Heads) -> dict[str, Part]:
             pieces[index] = new.flatten(-2)
             return torch.cat(pieces, dim=-1)
 
-        return Part(
-            lambda x: x.split(sizes, dim=-1)[index].unflatten(-1, (n, heads.d)), put
-        )
+        return Part(lambda x: x.split(sizes, dim=-1)[index].unflatten(-1, (n, d)), put)
 
     return {"q": part(0, heads.n), "k": part(1, heads.n_kv), "v": part(2, heads.n_kv)}
 
@@ -166,7 +169,8 @@ def _side_by_side(heads: Heads) -> dict[str, Part]:
 def _grouped(heads: Heads) -> dict[str, Part]:
     """Key-value head by key-value head: its queries, its key, its value."""
     group = heads.n // heads.n_kv
-    shape = (heads.n_kv, group + 2, heads.d)
+    n_kv = heads.n_kv
+    shape = (n_kv, group + 2, heads.d)
 
     def part(start: int, end: int) -> Part:
         def get(x: Tensor) -> Tensor:
@@ -174,7 +178,7 @@ def _grouped(heads: Heads) -> dict[str, Part]:
 
         def put(whole: Tensor, new: Tensor) -> Tensor:
             every = whole.unflatten(-1, shape)
-            middle = new.unflatten(-2, (heads.n_kv, end - start))
+            middle = new.unflatten(-2, (n_kv, end - start))
             pieces = [every[..., :start, :], middle, every[..., end:, :]]
             return torch.cat(pieces, dim=-2).flatten(-3)
 

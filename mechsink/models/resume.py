@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mechsink.models.continuation import BaseRun, CannotContinueError
 from mechsink.models.plain import PlainModel
+from mechsink.models.remote import RemoteModel
 from mechsink.models.replay_blocks import hugging_face_base
 from mechsink.models.replay_toy import toy_base
 from toy_tasks.transformer import ToyTransformer
@@ -32,6 +33,12 @@ def base_run(model: Any, tokens: Int[Tensor, "batch pos"]) -> BaseRun:
         return toy_base(model.toy, tokens)
     if isinstance(getattr(model, "plain", None), PlainModel):
         return hugging_face_base(model.plain, tokens)
+    if isinstance(model, RemoteModel):
+        raise CannotContinueError(
+            model.refusal(
+                "resume", 'ms.patch_sweep(..., engine="cells") runs each patch there.'
+            )
+        )
     raise CannotContinueError(
         f"resume: a {type(model).__name__} can't be continued, since its blocks are "
         "not at hand. Load it through ms.load_model."

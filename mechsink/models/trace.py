@@ -7,27 +7,24 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from mechsink.models.anatomy import (
+    candidate_shape,
+    codes_of,
+    envoys_of,
+    heads_of,
+    module_places,
+    pattern_places,
+    text_config,
+    with_pattern,
+)
 from mechsink.models.hooks import HookFunction, SiteHooks, check_tokens
 from mechsink.models.hugging_face import HuggingFaceModel
-from mechsink.models.places import (
-    WHOLE,
-    Heads,
-    Part,
-    Place,
-    attention_of,
-    down_projection,
-    out_projection,
-    places,
-    weight_of,
-)
+from mechsink.models.places import Part, Place, out_projection, weight_of
 from mechsink.models.views import shared_view
 from mechsink.run import Edit, ModelShape, Run
 from mechsink.sites import Site
-
-CALLED = ("attention_interface_1", "self__attn_0")
-"""Calls in an attention's code that compute the pattern; BLOOM's has none of them."""
 
 
 class TraceModel(HuggingFaceModel):
@@ -45,28 +42,13 @@ class TraceModel(HuggingFaceModel):
 
     def candidates(self) -> ModelShape:
         """Sizes by the model's configuration; every site is tried."""
-        config = self._config
-        heads = self._heads
-        down = down_projection(self._block)
-        names = {name for place in self._places for name in place.parts}
-        if not self._is_parallel:
-            names.add("resid_mid")
-        return ModelShape(
-            n_layers=config.num_hidden_layers,
-            n_heads=heads.n,
-            n_kv_heads=heads.n_kv,
-            d_model=config.hidden_size,
-            d_head=heads.d,
-            d_mlp=0 if down is None else weight_of(down).shape[0],
-            d_vocab=self.plain.d_vocab,
-            n_ctx=self.plain.n_ctx,
-            sites=frozenset(names),
-        )
+        return candidate_shape(self.plain, self._places, self._is_parallel)
 
     def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """Output weights of a layer's heads."""
         weight = weight_of(out_projection(self.plain.blocks[layer]))
-        return weight.unflatten(0, (self._heads.n, self._heads.d))
+        heads = heads_of(text_config(self.plain.model))
+        return weight.unflatten(0, (heads.n, heads.d))
 
     def run_sites(
         self,
@@ -120,65 +102,19 @@ class TraceModel(HuggingFaceModel):
     @functools.cached_property
     def _envoys(self) -> Any:
         """nnsight's handles on the blocks."""
-        blocks = self.plain.blocks
-        paths = {id(module): name for name, module in self.plain.model.named_modules()}
-        return functools.reduce(getattr, paths[id(blocks)].split("."), self.traced)
-
-    @property
-    def _config(self) -> Any:
-        return self.plain.model.config.get_text_config()
-
-    @property
-    def _block(self) -> nn.Module:
-        return self.plain.blocks[0]
-
-    @functools.cached_property
-    def _heads(self) -> Heads:
-        config = self._config
-        n = config.num_attention_heads
-        d = getattr(config, "head_dim", None) or config.hidden_size // n
-        n_kv = getattr(config, "num_key_value_heads", None)
-        if getattr(config, "new_decoder_architecture", False):  # Falcon's names
-            n_kv = config.num_kv_heads
-        elif getattr(config, "multi_query", False):
-            n_kv = 1
-        return Heads(n, n_kv or n, d)
+        return envoys_of(self.traced, self.plain)
 
     @functools.cached_property
     def _places(self) -> list[Place]:
-        factor = float(getattr(self._config, "residual_multiplier", None) or 1)
-        found = places(self._block, self._heads, factor)
-        at = next(i for i, place in enumerate(found) if "z" in place.parts)
-        return found[:at] + self._pattern_places() + found[at:]
-
-    def _pattern_places(self) -> list[Place]:
-        """Scores and pattern, inside the code that computes them."""
-        path, _ = attention_of(self._block)
+        """Where every site lies, in the order of a block's run."""
         tokens = torch.arange(4, device=self.device)[None] % self.plain.d_vocab
         codes: list[str] = []
         inner: list[str] = []
-        traced, envoys = self.traced, self._envoys
+        plain, traced, envoys = self.plain, self.traced, self._envoys
         with torch.no_grad(), traced.trace(tokens, use_cache=False):
-            for block in envoys:  # each layer's code is opened before it first runs
-                attention = functools.reduce(getattr, path, block)
-                codes[:] = _operations(attention.source)
-                called = next((name for name in CALLED if name in codes), None)
-                if called is not None:
-                    inside = getattr(attention.source, called).source
-                    inner[:] = _operations(inside)
-        called = next((name for name in CALLED if name in codes), None)
-        path = (*path, "source", *((called, "source") if called else ()))
-        names = inner if called else codes
-        found = _softmax(names, second=bool(getattr(self._config, "alibi", False)))
-        if found is None:
-            return []
-        scores, pattern = found
-        if called and "torch_cat_0" in names[: names.index(scores)]:
-            scores = "torch_cat_0"  # GPT-OSS puts a learned logit beside them
-        return [
-            Place((*path, scores), "input", {"attn_scores": WHOLE}),
-            Place((*path, pattern), "output", {"pattern": WHOLE}),
-        ]
+            for envoy in envoys:
+                codes[:], inner[:] = codes_of(envoy, plain.blocks[0])
+        return with_pattern(module_places(plain), pattern_places(plain, codes, inner))
 
     @functools.cached_property
     def _is_parallel(self) -> bool:
@@ -231,24 +167,3 @@ class _Visit:
             failed.append(error)
             raise
         return whole if new is None else part.put(whole, new)
-
-
-def _softmax(names: list[str], second: bool) -> tuple[str, str] | None:
-    """The call that normalises scores, and the one that gives the pattern.
-
-    The pattern is what dropout leaves, where there is dropout. Falcon's code has a
-    branch without ALiBi and then one with it: `second`.
-    """
-    at = [i for i, name in enumerate(names) if "softmax" in name]
-    if not at:
-        return None
-    which = 1 if second and len(at) > 1 else 0
-    end = at[which + 1] if which + 1 < len(at) else len(names)
-    branch = names[at[which] : end]
-    return branch[0], next((name for name in branch if "dropout" in name), branch[0])
-
-
-def _operations(source: Any) -> list[str]:
-    """Names of the calls in a module's code, in order, as nnsight numbers them."""
-    lines = str(source).splitlines()
-    return [line.split("->")[0].strip() for line in lines if "->" in line]

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsink.metrics import at_least_float32
 from mechsink.models.selfcheck import probe_tokens
 from mechsink.run import ModelShape, Run
 from mechsink.sites import Site
@@ -34,10 +35,11 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         """The normed vectors, in the shape of `x`."""
         y = self.centred(x) / self.scale(x) * self.gain
-        return y if self.bias is None else y + self.bias
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
 
     def centred(self, x: Tensor) -> Tensor:
-        """`x` less its mean, for LayerNorm."""
+        """`x` less its mean, for LayerNorm; half precision as float32 from here on."""
+        x = at_least_float32(x)
         return x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
 
     def scale(self, x: Tensor) -> Float[Tensor, "*batch 1"]:
@@ -62,9 +64,8 @@ class Read:
         if self.weight is None:
             return x
         n_heads, _, d_head = self.weight.shape
-        y = (x @ self.weight.transpose(0, 1).flatten(1)).unflatten(
-            -1, (n_heads, d_head)
-        )
+        weight = self.weight.transpose(0, 1).flatten(1).to(x.dtype)
+        y = (x @ weight).unflatten(-1, (n_heads, d_head))
         return y if self.bias is None else y + self.bias
 
     def head(
@@ -73,7 +74,7 @@ class Read:
         """One head of the site."""
         assert self.weight is not None
         x = x if self.norm is None else self.norm(x)
-        y = x @ self.weight[n]
+        y = x @ self.weight[n].to(x.dtype)
         return y if self.bias is None else y + self.bias[n]
 
 
@@ -110,7 +111,9 @@ class Write:
         own run, frozen: shares and bias sum to the output.
         """
         assert self.weight is not None
-        share = torch.einsum("bphd,hdm->bphm", z, self.weight)
+        # Half precision as float32: heads' shares are to be summed.
+        z = at_least_float32(z)
+        share = torch.einsum("bphd,hdm->bphm", z, self.weight.to(z.dtype))
         if self.post is not None:
             whole = share.sum(2) if self.bias is None else share.sum(2) + self.bias
             share = self.post.centred(share) / self.post.scale(whole)[:, :, None]
@@ -149,7 +152,7 @@ class Unembed:
         """Logits of some tokens, in the order given; None for all."""
         x = resid if self.norm is None else self.norm(resid)
         chosen = slice(None) if vocabulary is None else vocabulary
-        y = x @ self.weight[:, chosen]
+        y = x @ self.weight[:, chosen].to(x.dtype)
         y = y if self.bias is None else y + self.bias[chosen]
         return self.capped(y * self.scale if self.scale != 1 else y)
 
@@ -219,6 +222,12 @@ def _proved(model: Any) -> Wiring:
         from mechsink.models.wiring_bridge import BridgeWiring
 
         found = BridgeWiring(model)  # type: ignore[assignment]  # cached_property
+    elif hasattr(model, "refusal"):
+        raise ValueError(
+            model.refusal(
+                "wiring", "ms.patch_sweep, ms.ablate and ms.sink_scores work there."
+            )
+        )
     else:
         raise ValueError(
             f"wiring: the weights of a {type(model).__name__} are not at hand. "
