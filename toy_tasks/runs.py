@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ import torch
 
 from toy_tasks.config import ToyConfig
 from toy_tasks.presets import Preset
-from toy_tasks.storage import FORMAT, load_weights, read_json, read_tensors, write_json
+from toy_tasks.storage import (
+    FORMAT,
+    load_weights,
+    read_facts,
+    read_json,
+    read_tensors,
+    write_json,
+)
 from toy_tasks.task import Task, task_from_json
 from toy_tasks.transformer import ToyTransformer
 
@@ -55,8 +63,14 @@ class TrainRun:
 
     @property
     def history(self) -> list[dict[str, int | float]]:
-        """Lines of the log: step (updates made) and loss of its batch, nats."""
-        return read_log(self.folder / "log.jsonl")
+        """Lines of the log: step (updates made) and loss of its batch, nats.
+
+        Raises:
+            ValueError: the log is not as it was written.
+        """
+        state = self.folder / "state.safetensors"
+        facts = read_facts(state) if state.exists() else {}
+        return read_log(self.folder / "log.jsonl", facts)
 
     def model(self, step: int | None = None) -> ToyTransformer:
         """The model after `step` updates (default: the last there is), in eval mode.
@@ -83,11 +97,50 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step-{step:06d}.safetensors"
 
 
-def read_log(path: Path) -> list[dict[str, int | float]]:
-    """Lines of a log, none if it is not there yet."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def log_text(lines: list[dict[str, int | float]]) -> str:
+    """Lines of a log as its file holds them."""
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def read_log(path: Path, facts: Mapping[str, Any]) -> list[dict[str, int | float]]:
+    """Lines of a log, none if it is not there yet.
+
+    Args:
+        facts: those of the state saved after it: its step and the log's checksum.
+            Lines after that step are of a training that was killed before it saved.
+
+    Raises:
+        ValueError: a line is no {"step": , "loss": }, or was changed.
+    """
+    lines = _log_lines(path) if path.is_file() else []
+    known = log_text([line for line in lines if line["step"] <= facts.get("step", 0)])
+    if "log" in facts and facts["log"] != log_digest(known):
+        raise ValueError(
+            f"{path} is damaged: it is not as it was written. Put the file back, or "
+            "delete it and state.safetensors; train then makes both again."
+        )
+    return lines
+
+
+def log_digest(text: str) -> str:
+    """Checksum of a log."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _log_lines(path: Path) -> list[dict[str, int | float]]:
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if set(row) != {"step", "loss"} or type(row["step"]) is not int:
+                raise ValueError("it has other parts")
+            lines.append({"step": row["step"], "loss": float(row["loss"])})
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is damaged: line {number} is no step and loss "
+                f"({line[:40]!r}). Put the file back as train wrote it."
+            ) from error
+    return lines
 
 
 def load_run(folder: str | Path) -> TrainRun:
@@ -113,14 +166,26 @@ def load_run(folder: str | Path) -> TrainRun:
     missing = {"model", "task", "preset", "seed"} - set(data)
     if missing:
         raise ValueError(f"load_run: {path} lacks {', '.join(sorted(missing))}.")
-    run = TrainRun(
-        folder=folder,
-        task=task_from_json(data["task"]),
-        config=ToyConfig.from_json(data["model"]),
-        preset=Preset.from_json(data["preset"]),
-        seed=data["seed"],
-        versions=data.get("versions", {}),
-    )
+    try:
+        run = TrainRun(
+            folder=folder,
+            task=task_from_json(data["task"]),
+            config=ToyConfig.from_json(data["model"]),
+            preset=Preset.from_json(data["preset"]),
+            seed=data["seed"],
+            versions=data.get("versions", {}),
+        )
+        whole = identity(run.task, run.preset, run.seed)
+    except Exception as error:  # a changed byte may break any part of it
+        raise ValueError(
+            f"load_run: {path} is damaged ({type(error).__name__}: {error}). Put the "
+            "file back as train wrote it."
+        ) from error
+    if data["model"] != whole["model"]:
+        raise ValueError(
+            f"load_run: {path} is damaged: its model is not that of its preset. Put "
+            "the file back as train wrote it."
+        )
     if not run.steps:
         raise ValueError(
             f"load_run: {folder} has no checkpoint yet. Call train on it again; it "

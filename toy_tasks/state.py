@@ -1,14 +1,21 @@
 """Where a training stands, saved so that it can go on bit for bit."""
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from toy_tasks.presets import Preset
-from toy_tasks.runs import checkpoint_path, digest, identity, read_log
+from toy_tasks.runs import (
+    checkpoint_path,
+    digest,
+    identity,
+    log_digest,
+    log_text,
+    read_log,
+)
 from toy_tasks.storage import (
     load_weights,
     read_tensors,
@@ -57,19 +64,19 @@ class TrainingState:
         state = cls.start_afresh(task, preset, seed, device)
         path = folder / "state.safetensors"
         if path.exists():
-            state.load(path)
+            facts = state.load(path)
             due = [s for s in preset.checkpoint_steps() if s <= state.step]
             if not all(checkpoint_path(folder, s).exists() for s in due):
                 # Deleted since, perhaps because damaged: only a new start, which
                 # gives the same bits, brings it back.
                 return cls.start_afresh(task, preset, seed, device)
-            log = read_log(folder / "log.jsonl")
+            log = read_log(folder / "log.jsonl", facts)
             # The log is written first: a kill in between leaves lines too many.
             state.log = [line for line in log if line["step"] <= state.step]
         return state
 
-    def load(self, path: Path) -> None:
-        """Take over what `save` wrote."""
+    def load(self, path: Path) -> dict[str, Any]:
+        """Take over what `save` wrote; the facts of its header."""
         tensors, facts = read_tensors(path, self.run_id)
         parts: dict[str, dict[str, Tensor]] = {"model": {}}
         for key, tensor in tensors.items():
@@ -84,17 +91,19 @@ class TrainingState:
         }
         self.optimizer.load_state_dict({**blank, "state": slots})
         self.step, self.resumed = facts["step"], True
+        return facts
 
     def save(self, folder: Path) -> None:
         """Write the log, then state.safetensors, each atomically."""
-        lines = "".join(json.dumps(line) + "\n" for line in self.log)
-        write_atomically(folder / "log.jsonl", lines.encode())
+        text = log_text(self.log)
+        write_atomically(folder / "log.jsonl", text.encode())
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for kind, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
                     tensors[f"{kind}/{name}"] = value
-        write_tensors(folder / "state.safetensors", tensors, self.facts)
+        facts = {**self.facts, "log": log_digest(text)}
+        write_tensors(folder / "state.safetensors", tensors, facts)
 
     @property
     def facts(self) -> dict[str, str | int]:

@@ -5,6 +5,7 @@ loading one runs whatever code it holds.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 FORMAT = "toy_tasks run 1"
+DIGEST = "sha256"
+"""Name of the checksum among a file's facts; files of before there was one lack it."""
+PUT_BACK = "Put the file back as it was written."
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
@@ -44,12 +48,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
-    """Write tensors with JSON `facts` in the header, atomically."""
+    """Write tensors with JSON `facts` and a checksum in the header, atomically."""
     from safetensors.torch import save
 
     flat = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     # One key: with two, safetensors would write them in an order of its own.
-    header = {FORMAT: json.dumps(facts)}
+    header = {FORMAT: json.dumps({**facts, DIGEST: _digest(flat, facts)})}
     write_atomically(path, save(flat, metadata=header))
 
 
@@ -58,8 +62,8 @@ def read_tensors(path: Path, run_id: str) -> tuple[dict[str, Tensor], dict[str, 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a pickle (refused by name, never opened), a truncated file, or
-            safetensors that come from elsewhere or from another run.
+        ValueError: a pickle (refused by name, never opened), a truncated or changed
+            file, or safetensors that come from elsewhere or from another run.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -76,7 +80,7 @@ def read_tensors(path: Path, run_id: str) -> tuple[dict[str, Tensor], dict[str, 
             header = file.metadata() or {}
             names = list(file.keys())
             tensors = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}). Delete it; train "
             "writes it again when called on its folder."
@@ -86,7 +90,19 @@ def read_tensors(path: Path, run_id: str) -> tuple[dict[str, Tensor], dict[str, 
             f"{path} was not written by toy_tasks: its header lacks {FORMAT!r} (it "
             f"has {sorted(header) or 'nothing'}). Delete it, or put the run's own back."
         )
-    facts = json.loads(header[FORMAT])
+    try:
+        facts = json.loads(header[FORMAT])
+        digest = facts.pop(DIGEST, None)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged: its header can't be read ({error}). Delete it; train "
+            "writes it again when called on its folder."
+        ) from error
+    if digest is not None and digest != _digest(tensors, facts):  # older: none
+        raise ValueError(
+            f"{path} is damaged: it is not as it was written. Delete it; train writes "
+            "it again when called on its folder."
+        )
     if facts.get("run") != run_id:
         raise ValueError(
             f"{path} belongs to another run than the config.json beside it (another "
@@ -94,6 +110,34 @@ def read_tensors(path: Path, run_id: str) -> tuple[dict[str, Tensor], dict[str, 
             "writes this run's own again when called on the folder."
         )
     return tensors, facts
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts in a file's header alone, its tensors unread and unchecked.
+
+    Raises:
+        ValueError: the file is none that `write_tensors` wrote.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads((file.metadata() or {})[FORMAT]))
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged: its header can't be read ({error}). Delete it; train "
+            "writes it again when called on its folder."
+        ) from error
+
+
+def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """Checksum of facts, names, types, shapes and every bit of the tensors."""
+    found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -108,24 +152,28 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: the file is not a JSON object.
     """
     try:
-        data = json.loads(path.read_text())
-    except ValueError as error:  # bad JSON, or bytes that are no text
-        raise ValueError(f"{path} is damaged: no JSON ({error}).") from error
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # bad JSON, or bytes that are no text
+        raise ValueError(f"{path} is damaged: no JSON ({error}). {PUT_BACK}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, not a JSON object.")
+        raise ValueError(
+            f"{path} holds a {type(data).__name__}, not a JSON object. {PUT_BACK}"
+        )
     return data
 
 
 def load_weights(
     model: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path
 ) -> None:
-    """Copy `tensors` into the model if names and shapes are exactly the model's.
+    """Copy `tensors` into the model if names, shapes and types are just the model's.
 
     Raises:
-        ValueError: a name or shape differs.
+        ValueError: a name, shape or type differs.
     """
-    want = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    have = {name: tuple(t.shape) for name, t in tensors.items()}
+    want, have = (
+        {name: (*t.shape, str(t.dtype).removeprefix("torch.")) for name, t in given}
+        for given in (model.state_dict().items(), tensors.items())
+    )
     if want != have:
         name = sorted(k for k in want | have if want.get(k) != have.get(k))[0]
         raise ValueError(
@@ -137,8 +185,12 @@ def load_weights(
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, caller: str = "train") -> Iterator[None]:
     """Hold a folder for one process; the system lets go when the process ends.
+
+    Args:
+        folder: which must exist.
+        caller: who says so, in the error.
 
     Raises:
         RuntimeError: another process holds it.
@@ -154,7 +206,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(
-                f"train: another process is training in {folder}. Wait until it has "
+                f"{caller}: another process is at work in {folder}. Wait until it has "
                 "finished, or choose another folder."
             ) from None
         for leftover in folder.rglob(".*.tmp"):  # of a run killed while writing
