@@ -4,8 +4,10 @@ No pickle: a file holds names and numbers, and reading it builds nothing else.
 May import: results.
 """
 
+import hashlib
 import io
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,7 @@ def write_json(graph: nx.DiGraph, meta: dict[str, Any], path: Path) -> Path:
                 "nodes": link["nodes"],
                 "edges": link["edges"],
                 "meta": meta,
+                "sha256": _digest(_said(graph, meta)),
             }
         ),
     )
@@ -67,6 +70,7 @@ def write_graphml(graph: nx.DiGraph, meta: dict[str, Any], path: Path) -> Path:
         wires=json.dumps(plain(graph.graph["wires"])),
         outputs=json.dumps(graph.graph["outputs"]),
         meta=json.dumps(plain(meta)),  # ASCII: XML has no place for control codes
+        sha256=_digest(_said(graph, meta)),
     )
     out = io.BytesIO()
     nx.write_graphml_xml(portable, out)  # never lxml, so that bytes are the same
@@ -84,7 +88,9 @@ def read_json(path: Path) -> Stored:
         _check_schema(found)
         links = [link for link in found["edges"] if link["kind"] == "edge"]
         edges = {(link["source"], link["target"]): _numbers(link) for link in links}
-        return _stored(found["wires"], found["outputs"], edges, found["meta"])
+        return _stored(
+            found["wires"], found["outputs"], edges, found["meta"], found.get("sha256")
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise no_circuit(path, error) from error
 
@@ -96,7 +102,9 @@ def read_graphml(path: Path) -> Stored:
         ValueError: the file cannot be read, or holds no circuit.
     """
     try:
-        graph: Any = nx.read_graphml(io.BytesIO(path.read_bytes()))
+        with warnings.catch_warnings():  # of a damaged file; we look at it ourselves
+            warnings.simplefilter("ignore")
+            graph: Any = nx.read_graphml(io.BytesIO(path.read_bytes()))
         _check_schema(graph.graph)
         wires, outputs, meta = (
             json.loads(graph.graph[key]) for key in ("wires", "outputs", "meta")
@@ -106,7 +114,7 @@ def read_graphml(path: Path) -> Stored:
             for source, target, link in graph.edges(data=True)
             if link["kind"] == "edge"
         }
-        return _stored(wires, outputs, edges, meta)
+        return _stored(wires, outputs, edges, meta, graph.graph.get("sha256"))
     except (  # a SyntaxError is how the XML parser says that it is no XML
         OSError,
         ValueError,
@@ -153,8 +161,30 @@ def _check_schema(found: Any) -> None:
         )
 
 
+def _said(graph: nx.DiGraph, meta: dict[str, Any]) -> Stored:
+    """What a file of this graph says."""
+    edges = {
+        (source, target): {k: float(data[k]) for k in NUMBERS if k in data}
+        for source, target, data in _portable(graph).edges(data=True)
+        if data["kind"] == "edge"
+    }
+    wires, outputs = plain(graph.graph["wires"]), list(graph.graph["outputs"])
+    return Stored(wires, outputs, edges, plain(meta))
+
+
+def _digest(said: Stored) -> str:
+    """Checksum of all that a file says of a circuit, in whichever form."""
+    edges = sorted([*edge, numbers] for edge, numbers in said.edges.items())
+    parts = [said.wires, said.outputs, edges, said.meta]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def _stored(
-    wires: Any, outputs: Any, edges: dict[tuple[str, str], dict[str, float]], meta: Any
+    wires: Any,
+    outputs: Any,
+    edges: dict[tuple[str, str], dict[str, float]],
+    meta: Any,
+    digest: Any,
 ) -> Stored:
     wrong = {
         "wires": not isinstance(wires, dict),
@@ -166,7 +196,10 @@ def _stored(
     for name, is_wrong in wrong.items():
         if is_wrong:
             raise ValueError(f"its {name} are of another form")
-    return Stored(wires, outputs, edges, meta)
+    found = Stored(wires, outputs, edges, meta)
+    if digest is not None and digest != _digest(found):  # older files have none
+        raise ValueError("it is not as it was saved")
+    return found
 
 
 def _numbers(link: dict[str, Any]) -> dict[str, float]:
