@@ -47,7 +47,7 @@ class LogitDiff:
 
     def __call__(self, run: Run, prompts: Answers) -> Float[Tensor, " prompt"]:
         """One difference a prompt."""
-        last = run.logits[:, -1]
+        last = at_least_float32(run.logits[:, -1])
         answers, wrong = (_given(self, prompts, n) for n in ("answers", "wrong"))
         return _at(last, answers) - _at(last, wrong)
 
@@ -65,7 +65,8 @@ class AnswerLogprob:
     def __call__(self, run: Run, prompts: Answers) -> Float[Tensor, " prompt"]:
         """One log-probability a prompt."""
         answers = _given(self, prompts, "answers")
-        return _at(run.logits[:, -1].log_softmax(-1), answers)
+        last = at_least_float32(run.logits[:, -1])
+        return _at(last.log_softmax(-1), answers)
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,7 +93,8 @@ class SinkAttention:
     def __call__(self, run: Run, prompts: Any = None) -> Float[Tensor, " prompt"]:
         """One score a prompt."""
         (site,) = self.reads
-        return run.cache[site][:, self.position :, self.position].mean(-1)
+        later = run.cache[site][:, self.position :, self.position]
+        return at_least_float32(later).mean(-1)
 
 
 logit_diff = LogitDiff()
@@ -102,6 +104,11 @@ answer_logprob = AnswerLogprob()
 def sink_attention(*, layer: int, head: int, position: int = 0) -> SinkAttention:
     """The metric "how much of a sink is this position for this head?"."""
     return SinkAttention(layer, head, position)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x`, but half precision as float32, where sums and differences keep more."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _given(metric: object, prompts: Any, name: str) -> Tensor:
