@@ -138,6 +138,7 @@ from .models.cache_policies import SinkWindow as SinkWindow
 from .models.cache_policies import Window as Window
 from .models.generation import Generation as Generation
 from .models.generation import generate as generate
+from .models.inputs import image_span as image_span
 from .models.load import available_models as available_models
 from .models.load import load_model as load_model
 from .models.positions import reposition as reposition

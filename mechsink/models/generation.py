@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mechsink.models.edited import EDITABLE, edit_attention
 from mechsink.models.hooks import SiteHooks, check_tokens, edited
+from mechsink.models.hugging_face import HuggingFaceModel
 from mechsink.models.plain import PlainModel
 from mechsink.models.sampling import Sampler, greedy
 from mechsink.models.toy import HOOKS
@@ -97,6 +98,8 @@ def _check(model: Model, tokens: Tensor, n_new: int, edits: Edits) -> None:
     plain = getattr(model, "plain", None)
     limits = plain if isinstance(plain, PlainModel) else model.shape
     check_tokens(tokens, limits.d_vocab, limits.n_ctx)
+    if isinstance(model, HuggingFaceModel):
+        model.check_image(tokens)
     if n_new < 1 or tokens.shape[1] + n_new > limits.n_ctx:
         raise ValueError(
             f"generate: n_new={n_new} after {tokens.shape[1]} tokens. Allowed: 1 to "

@@ -6,6 +6,7 @@ replayed (resume.py); and, where edges are asked for, a bridged one, off which t
 wiring is read. The user's own model is never touched.
 """
 
+import copy
 import functools
 import warnings
 from abc import ABC, abstractmethod
@@ -17,6 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechsink.models.hooks import check_tokens
+from mechsink.models.inputs import (
+    bind,
+    check_image,
+    check_inputs,
+    described,
+    image_span,
+    image_token,
+)
 from mechsink.models.patterns import visit_patterns
 from mechsink.models.plain import PlainModel
 from mechsink.models.texts import Texts
@@ -35,6 +44,9 @@ class HuggingFaceModel(Texts, ABC):
         name: what to call it in results.
         info: more provenance to store with every result.
         selfcheck: prove the hooks right on first use (selfcheck.py).
+
+    `image_token` is the id that a vision-language model puts an image's vectors at,
+    `inputs` what `with_inputs` bound.
     """
 
     backend: ClassVar[str]
@@ -53,7 +65,11 @@ class HuggingFaceModel(Texts, ABC):
         self._prove = selfcheck
         self.tokenizer = tokenizer
         self.plain = PlainModel(shared_view(hf_model))
+        self._unbound = self
         self._info = dict(info or {})
+        self.image_token = image_token(getattr(hf_model, "config", None))
+        self.inputs: dict[str, Tensor] = {}
+        self._n_image = 0  # image tokens of a prompt
 
     @abstractmethod
     def candidates(self) -> ModelShape:
@@ -107,8 +123,58 @@ class HuggingFaceModel(Texts, ABC):
             + ("flash or chunked (sinks)" if self.plain.attends else "eager (sinks)"),
             "transformers": package_version("transformers"),
             self.package.replace("-", "_"): package_version(self.package),
+            **({"inputs": described(self.inputs)} if self.inputs else {}),
             **self._info,
         }
+
+    def with_inputs(
+        self, tokens: Int[Tensor, "batch pos"], **inputs: Tensor
+    ) -> "HuggingFaceModel":
+        """The model looking at an image, beside this one, over the same weights.
+
+        Every prompt that holds the image's tokens is run with it; prompts without any
+        run as text. Measurements take the bound model as any other.
+
+        Args:
+            tokens: a prompt with the image, as the processor writes it.
+            inputs: what the processor makes of the image: pixel_values=... and the
+                like, for one prompt.
+
+        Raises:
+            ValueError: not a vision-language model, inputs that are no tensors, or
+                that do not fit the prompt.
+        """
+        if self.image_token is None:
+            raise ValueError(
+                f"with_inputs: {self.name}, a {type(self.plain.model).__name__}, has "
+                "no image tokens (its configuration names no image_token_id), so it "
+                "takes tokens alone."
+            )
+        kept = check_inputs(inputs, self.name)
+        n = len(image_span(self, tokens[:1]))
+        bound = copy.copy(self)
+        # Views of their own, made anew; finding places opens a trace's code.
+        for name in ("bridge", "traced", "_envoys", "_places"):
+            vars(bound).pop(name, None)
+        # From a model without an older image; both were proved by the same weights.
+        bound.plain = PlainModel(shared_view(self._unbound.plain.model))
+        bound._unbound = self._unbound
+        bind(bound.plain.model, self.image_token, n, kept)
+        bound.inputs, bound._n_image = kept, n
+        try:
+            with torch.no_grad():
+                bound.plain.model(tokens[:1].to(self.device), use_cache=False)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"with_inputs: {type(self.plain.model).__name__} does not take "
+                f"{', '.join(described(kept))} with this prompt of {n} image tokens: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
+        return bound
+
+    def check_image(self, tokens: Int[Tensor, "batch pos"]) -> None:
+        """Raise ValueError for image tokens without their image."""
+        check_image(tokens, self.image_token, self._n_image, self.name)
 
     @functools.cached_property
     def bridge(self) -> Any:
@@ -163,6 +229,7 @@ class HuggingFaceModel(Texts, ABC):
         grad: bool = False,
     ) -> Run:
         """One forward pass; see `mechsink.run.Model.run`."""
+        self.check_image(tokens)
         for site in (*read, *(edit or {})):
             self.shape.check(site)
         for site in edit or {}:
@@ -183,6 +250,7 @@ class HuggingFaceModel(Texts, ABC):
     ) -> None:
         """One forward pass, layer by layer; see `mechsink.run.Model.visit`."""
         check_tokens(tokens, self.plain.d_vocab, self.plain.n_ctx)
+        self.check_image(tokens)
         tokens = tokens.to(self.device)
         if attention is None or self.plain.attends:
             self.plain.visit(tokens, attention, residual)

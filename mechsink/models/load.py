@@ -44,7 +44,8 @@ def load_model(
             local Hugging Face folder, a hub id, a PreTrainedModel, a
             TransformerBridge, an nnsight model, a ToyTransformer, or a Model, returned
             as it is.
-        tokenizer: for a model object; without one, pass tokens, not texts.
+        tokenizer: for a model object; without one, pass tokens, not texts. A
+            vision-language model's processor will do.
         backend: what reads the sites: "transformer_lens" (the default, but for nnsight
             models) or "nnsight".
         device: default: where a model object lies; else CUDA where there is one.
@@ -282,7 +283,11 @@ def _from_pretrained(
     revision: str | None,
     trust_remote_code: bool,
 ) -> tuple[nn.Module, Any]:
-    from transformers import AutoModelForCausalLM
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
 
     is_folder = Path(location).is_dir()
     if not is_folder:
@@ -294,7 +299,13 @@ def _from_pretrained(
     }
     try:
         with pretrained.quiet_loading():
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            config = AutoConfig.from_pretrained(location, **options)
+            sees = type(config) in AutoModelForImageTextToText._model_mapping
+            speaks = type(config) in AutoModelForCausalLM._model_mapping
+            kind = AutoModelForCausalLM
+            if sees and not speaks:
+                kind = AutoModelForImageTextToText
+            model: Any = kind.from_pretrained(
                 location,
                 dtype=dtype or "auto",
                 use_safetensors=True,  # pickle files are never opened

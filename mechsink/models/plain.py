@@ -124,7 +124,7 @@ class PlainModel:
         """
         if self._broadcast is None:
             one, two = (
-                [x.shape for args, kwargs in catch(n) for x in _tensors(args, kwargs)]
+                [x.shape for args, kwargs in catch(n) for x in tensors_in(args, kwargs)]
                 for n in (1, 2)
             )
             self._broadcast = all(
@@ -173,15 +173,15 @@ class PlainModel:
                 handle.remove()
 
 
-def _tensors(*values: Any) -> Iterator[Tensor]:
+def tensors_in(*values: Any) -> Iterator[Tensor]:
     """All tensors in nested arguments; caches are not looked into."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, tuple | list):
-            yield from _tensors(*value)
+            yield from tensors_in(*value)
         elif isinstance(value, dict):
-            yield from _tensors(*value.values())
+            yield from tensors_in(*value.values())
 
 
 def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -245,6 +245,12 @@ def _attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    if not getattr(module, "is_causal", True):  # an image's encoder, not a block
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     points = points_at(module.layer_idx)
     if points:

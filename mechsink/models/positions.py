@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mechsink.models.edited import EDITABLE, edit_attention
 from mechsink.models.hooks import SiteHooks, check_tokens
+from mechsink.models.hugging_face import HuggingFaceModel
 from mechsink.models.plain import PlainModel
 from mechsink.run import Edit, Model, Run
 from mechsink.sites import Site
@@ -114,6 +115,8 @@ def _plain_run(
             )
         model.shape.check(site)
     check_tokens(tokens, plain.d_vocab, plain.n_ctx)
+    if isinstance(model, HuggingFaceModel):
+        model.check_image(tokens)
     tokens = tokens.to(plain.device)
     hooks = SiteHooks(read, edit)
     with torch.no_grad(), edit_attention(hooks.points(resid_mid_is_hook=True)):

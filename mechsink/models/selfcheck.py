@@ -6,6 +6,7 @@ A few forward passes on a short prompt rule them out.
 """
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def selfcheck(model: Model) -> SelfCheck:
     """
     plain = getattr(getattr(model, "plain", None), "model", None)
     with torch.no_grad():
-        return selfcheck_run(model.shape, model.run, plain, model.device)
+        run = unchecked_run(model)
+        return selfcheck_run(model.shape, run, plain, model.device)
 
 
 def selfcheck_run(
@@ -191,6 +193,12 @@ def available_sites(
         if torch.equal(edited, base):
             read_only.add(name)
     return dataclasses.replace(kept, read_only=frozenset(read_only))
+
+
+def unchecked_run(model: Model) -> Callable[..., Run]:
+    """A model's run on probes, whose tokens may happen to stand for an image's."""
+    own = getattr(model, "run_sites", None)
+    return model.run if own is None else functools.partial(own, model.shape)
 
 
 def probe_tokens(shape: ModelShape, device: torch.device) -> Tensor:

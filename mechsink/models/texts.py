@@ -31,7 +31,9 @@ class Texts:
                 "tensors, or load it with ms.load_model(model, tokenizer=...)."
             )
         texts = [texts] if isinstance(texts, str) else list(texts)
-        rows = [self.tokenizer(text)["input_ids"] for text in texts]
+        # A vision-language model's processor has a tokenizer beside what reads images.
+        tokenizer = getattr(self.tokenizer, "tokenizer", self.tokenizer)
+        rows = [tokenizer(text)["input_ids"] for text in texts]
         lengths = [len(row) for row in rows]
         if not rows or min(lengths) == 0:
             raise ValueError(
@@ -50,4 +52,5 @@ class Texts:
         """One readable string a token; numbers without a tokenizer."""
         if self.tokenizer is None:
             return [str(int(token)) for token in tokens]
-        return [self.tokenizer.decode([int(token)]) for token in tokens]
+        tokenizer = getattr(self.tokenizer, "tokenizer", self.tokenizer)
+        return [tokenizer.decode([int(token)]) for token in tokens]

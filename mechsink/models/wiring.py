@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsink.metrics import at_least_float32
-from mechsink.models.selfcheck import probe_tokens
+from mechsink.models.selfcheck import probe_tokens, unchecked_run
 from mechsink.run import ModelShape, Run
 from mechsink.sites import Site
 
@@ -234,7 +234,7 @@ def _proved(model: Any) -> Wiring:
             "Load the model through ms.load_model."
         )
     _check_sites(found, model.shape, model.name)
-    prove(found, model.shape, model.run, model.name, model.device)
+    prove(found, model.shape, unchecked_run(model), model.name, model.device)
     return found
 
 

@@ -20,6 +20,7 @@ from mechsink.models.trace import TraceModel
 from mechsink.report.studies import markdown
 from mechsink.run import Model
 from mechsink.sites import AXES, Site
+from tests.models import vision
 from tests.models.families import FAMILIES, MORE, tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -32,9 +33,7 @@ ALLOWED = {
 }
 GENERATOR = torch.Generator().manual_seed(0)
 TOKENS = torch.randint(3, 80, (2, 9), generator=GENERATOR)
-PAIRS = ms.PromptPairs(
-    TOKENS[:1], TOKENS[1:], answers=torch.tensor([5]), wrong=torch.tensor([9])
-)
+SEEING = ("llava", "qwen2_vl")
 
 HEAD = """# Model families
 
@@ -55,11 +54,48 @@ What a backend cannot do it refuses by name; the other one may.
 """
 
 
+VISION_HEAD = """
+Vision-language models, with an image's four tokens in the prompt
+(`model.with_inputs(tokens, pixel_values=...)`):
+
+- span: `ms.span_attention` to the image's tokens (`ms.image_span`) against patterns.
+- edit: `ms.hide_span` of the image in one layer, against z made by hand.
+
+"""
+
+
 def row(family: str) -> dict[str, str]:
     """One family's line."""
     own = tiny(family)
+    found, models = _loaded(family, own)
+    model = models[0]
+    found |= _measured(models, TOKENS)
+    missing = sorted(set(AXES) - model.shape.sites)
+    found["no"] = ", ".join(missing) or "-"
+    return found
+
+
+def vision_row(family: str) -> dict[str, str]:
+    """One vision-language family's line, its image in the prompt."""
+    if family == "llava":
+        own, image = vision.llava()
+        inputs, tokens = {"pixel_values": image}, vision.PROMPTS
+    else:
+        own, inputs, one = vision.qwen2_vl()
+        tokens = torch.cat([one, one])
+        tokens[1, -2] = 8
+    found, models = _loaded(family, own)
+    bound = [model.with_inputs(tokens, **inputs) for model in models]
+    found |= _measured(bound, tokens)
+    found["span"] = _cell("sinks", lambda: span(bound[0], tokens))
+    found["edit"] = _cell("sinks", lambda: hidden(bound[0], tokens))
+    return found
+
+
+def _loaded(family: str, own: Any) -> tuple[dict[str, str], list[Any]]:
+    """Both backends' self-checks, and the models that passed."""
     found: dict[str, str] = {"family": family, "class": type(own).__name__}
-    models: list[Model] = []
+    models: list[Any] = []
     for kind in (BridgeModel, TraceModel):
         model = kind(own, name=family)
         name = model.backend.replace("_", " ")
@@ -69,53 +105,66 @@ def row(family: str) -> dict[str, str]:
             found[name] = "ok" if ok else "**wrong**"
         except Exception as error:
             found[name] = _why(error)
-    model = models[0]
-    backends = len(models) == 2
-    found["backends"] = _cell("backends", lambda: agree(*models)) if backends else "-"
-    found["sweep"] = _cell("sweep", lambda: sweep(model))
-    found["logits"] = _cell("logits", lambda: logits(model))
-    found["edges"] = _cell("edges", lambda: edges(model))
-    found["sinks"] = _cell("sinks", lambda: sinks(model))
-    missing = sorted(set(AXES) - model.shape.sites)
-    found["no"] = ", ".join(missing) or "-"
+    return found, models
+
+
+def _measured(models: list[Any], tokens: Tensor) -> dict[str, str]:
+    model, found = models[0], {}
+    two = len(models) == 2
+    found["backends"] = (
+        _cell("backends", lambda: agree(*models, tokens)) if two else "-"
+    )
+    found["sweep"] = _cell("sweep", lambda: sweep(model, tokens))
+    found["logits"] = _cell("logits", lambda: logits(model, tokens))
+    found["edges"] = _cell("edges", lambda: edges(model, tokens))
+    found["sinks"] = _cell("sinks", lambda: sinks(model, tokens))
     return found
 
 
-def page(rows: list[dict[str, str]]) -> str:
+def page(rows: list[dict[str, str]], seeing: list[dict[str, str]]) -> str:
     """The whole page."""
     import pandas as pd
 
-    return HEAD + markdown(pd.DataFrame(rows)) + "\n"
+    tables = [markdown(pd.DataFrame(lines)) + "\n" for lines in (rows, seeing)]
+    return HEAD + tables[0] + VISION_HEAD + tables[1]
 
 
-def agree(one: Model, other: Model) -> float:
+def agree(one: Model, other: Model, tokens: Tensor) -> float:
     """Largest difference of logits and shared sites."""
     names = one.shape.sites & other.shape.sites - {"attn_scores"}
     sites = [site for name in sorted(names) for site in one.shape.all_sites(name)]
-    a, b = (model.run(TOKENS, read=sites) for model in (one, other))
+    a, b = (model.run(tokens, read=sites) for model in (one, other))
     return max(_off(a.logits, b.logits), *(_off(a.cache[s], b.cache[s]) for s in sites))
 
 
-def sweep(model: Model) -> float:
+def pairs_of(tokens: Tensor) -> ms.PromptPairs:
+    """The first prompt clean, the second corrupted."""
+    return ms.PromptPairs(
+        tokens[:1], tokens[1:], answers=torch.tensor([5]), wrong=torch.tensor([9])
+    )
+
+
+def sweep(model: Model, tokens: Tensor) -> float:
     """The wave against one run a place."""
+    pairs = pairs_of(tokens)
     wave, cells = (
-        ms.patch_sweep(model, PAIRS, ms.logit_diff, engine=engine, progress=False)
+        ms.patch_sweep(model, pairs, ms.logit_diff, engine=engine, progress=False)
         for engine in ("wave", "cells")
     )
     values = [torch.tensor(r.table["value"].to_numpy()) for r in (wave, cells)]
     return _off(*values)
 
 
-def logits(model: Model) -> float:
+def logits(model: Model, tokens: Tensor) -> float:
     """Parts against the whole."""
-    found = ms.logit_attribution(model, PAIRS)
+    found = ms.logit_attribution(model, pairs_of(tokens))
     values = found.table["value"]
     return float(abs(values.sum() - found.whole[0]) / values.abs().max())
 
 
-def edges(model: Model) -> float:
+def edges(model: Model, tokens: Tensor) -> float:
     """Edges with one end that nothing else reaches, against plain runs."""
-    found = ms.exact_edges(model, PAIRS, ms.logit_diff)
+    found = ms.exact_edges(model, pairs_of(tokens), ms.logit_diff)
     score = found.table.set_index(["source", "target"])["score"]
     last = model.shape.n_layers - 1
     exchanged = {
@@ -126,7 +175,7 @@ def edges(model: Model) -> float:
     for name in "kv":
         target = f"a0.{'kv' if kv else 'h'}0<{name}>"
         exchanged["input", target] = Site(name, 0, kv_head=0)
-    clean, corrupted = TOKENS.split(1)
+    clean, corrupted = tokens.split(1)
     whole = _gap(model.run(clean).logits)
     want, got = [], []
     for edge, site in exchanged.items():
@@ -137,16 +186,43 @@ def edges(model: Model) -> float:
     return _off(torch.tensor(got), torch.tensor(want))
 
 
-def sinks(model: Model) -> float:
+def sinks(model: Model, tokens: Tensor) -> float:
     """Scores of position 0 against whole patterns."""
-    table = ms.sink_scores(model, TOKENS).table
+    table = ms.sink_scores(model, tokens).table
     got = torch.tensor(
         table.sort_values(["batch", "layer", "head"])["score"].to_numpy()
     )
     sites = model.shape.all_sites("pattern")
-    run = model.run(TOKENS, read=sites)
+    run = model.run(tokens, read=sites)
     patterns = torch.stack([run.cache[site] for site in sites], dim=1)
     return _off(got, patterns[..., 0].mean(-1).flatten().double())
+
+
+def span(model: Model, tokens: Tensor) -> float:
+    """Attention to the image's tokens against whole patterns."""
+    image = list(ms.image_span(model, tokens))
+    table = ms.span_attention(model, tokens, image).table
+    got = torch.tensor(table.sort_values(["batch", "layer", "head"])["mass"].to_numpy())
+    sites = model.shape.all_sites("pattern")
+    run = model.run(tokens, read=sites)
+    patterns = torch.stack([run.cache[site] for site in sites], dim=1)
+    after = patterns[..., max(image) + 1 :, image].sum(-1).mean(-1)
+    return _off(got, after.flatten().double())
+
+
+def hidden(model: Model, tokens: Tensor) -> float:
+    """Hiding the image in a layer against z put there, made of the pattern by hand."""
+    image, at = list(ms.image_span(model, tokens)), Site("z", 1)
+    read = [Site("pattern", 1), Site("v", 1)]
+    run = model.run(tokens, read=read)
+    pattern, v = (run.cache[site].clone() for site in read)
+    pattern[..., max(image) + 1 :, image] = 0
+    pattern = pattern / pattern.sum(-1, keepdim=True)
+    v = v.repeat_interleave(model.shape.n_heads // model.shape.n_kv_heads, 2)
+    z = torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+    want = model.run(tokens, edit={at: lambda x: z}).logits
+    edit = {Site("pattern", 1): ms.hide_span(image)}
+    return _off(model.run(tokens, edit=edit).logits, want)
 
 
 def _gap(logits: Tensor) -> float:
@@ -171,4 +247,5 @@ def _why(error: Any) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    PAGE.write_text(page([row(family) for family in (*FAMILIES, *MORE)]))
+    rows = [row(family) for family in (*FAMILIES, *MORE)]
+    PAGE.write_text(page(rows, [vision_row(family) for family in SEEING]))
