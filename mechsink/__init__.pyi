@@ -42,6 +42,10 @@ from .circuits.graph import Circuit as Circuit
 from .circuits.merging import merge as merge
 from .circuits.selection import greedy_edges as greedy_edges
 from .circuits.selection import top_edges as top_edges
+from .engines.local import Here as Here
+from .engines.local import Pool as Pool
+from .engines.on_ray import RayCluster as RayCluster
+from .engines.spread import spread as spread
 from .experiments.all_for_one.experiment import AllForOneResult as AllForOneResult
 from .experiments.all_for_one.experiment import all_for_one as all_for_one
 from .experiments.all_for_one.experiment import waiting_baselines as waiting_baselines
@@ -136,6 +140,7 @@ from .models.cache_policies import Dense as Dense
 from .models.cache_policies import HeavyHitters as HeavyHitters
 from .models.cache_policies import SinkWindow as SinkWindow
 from .models.cache_policies import Window as Window
+from .models.float64 import in_float64 as in_float64
 from .models.generation import Generation as Generation
 from .models.generation import generate as generate
 from .models.inputs import image_span as image_span
@@ -150,6 +155,8 @@ from .models.selfcheck import selfcheck as selfcheck
 from .models.stream_losses import stream_losses as stream_losses
 from .models.stream_losses import window_losses as window_losses
 from .models.streaming import Stream as Stream
+from .precision import NoiseFloor as NoiseFloor
+from .precision import noise_floor as noise_floor
 from .prompts import PromptPairs as PromptPairs
 from .report.all_for_one import AllForOneReport as AllForOneReport
 from .report.all_for_one import all_for_one_report as all_for_one_report

@@ -27,13 +27,33 @@ def bar(what: str, total: int, show: bool | None = None) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
+        MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
-    columns = (TextColumn(what), BarColumn(), TimeElapsedColumn())
+    class Rate(ProgressColumn):
+        """Steps a second, or seconds a step."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            if not speed:
+                return Text("")
+            slow = speed < 1
+            return Text(f"{1 / speed:.1f} s each" if slow else f"{speed:.1f}/s")
+
+    columns = (
+        TextColumn(what, markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeElapsedColumn(),
+    )
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True)
     ) as live:

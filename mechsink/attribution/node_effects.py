@@ -1,7 +1,7 @@
 """`node_effects`: what heads and MLPs do directly, in all, and by way of others."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from mechsink.interventions.paths import path_sweep
 from mechsink.interventions.places import Direction
 from mechsink.metrics import logit_diff
 from mechsink.plotting import Axes
+from mechsink.precision import below_mean
 from mechsink.prompts import PromptPairs
 from mechsink.results import Result, provenance
 from mechsink.run import Metric, Model
@@ -46,6 +47,24 @@ class NodeEffects(Result):
     metric: str
     clean: list[float]  # metric on the clean run, one a prompt, in its unit
     corrupted: list[float]
+    noise: list[float] = field(default_factory=list)  # floor of each prompt's metric
+
+    def below_noise(self, column: str = "total") -> pd.Series:
+        """Nodes whose mean effect is no larger than rounding of the metric may make it.
+
+        Args:
+            column: direct, total or indirect.
+
+        Raises:
+            ValueError: another column, or a result that was saved without a floor.
+        """
+        if column not in ("direct", "total", "indirect"):
+            raise ValueError(
+                f"below_noise: column={column!r}. Allowed: direct, total, indirect."
+            )
+        effect = self.table[column].to_numpy()
+        found = below_mean(effect, self.noise, "NodeEffects")
+        return pd.Series(found, index=self.table.index, name="below_noise")
 
     def plot(self, ax: Axes | None = None, labels: int = 6) -> Axes:
         """Direct against total effect; `labels` of the largest are named.
@@ -132,13 +151,7 @@ def node_effects(
             "attribution_change": of_clean - of_corrupted,
         }
     by_prompt = at.to_frame(index=False).assign(**{n: numbers[n] for n in COLUMNS})
-    # The sweep's rows come prompt by prompt, nodes in one order.
-    n_nodes = len(at) // len(pairs)
-    table = by_prompt.head(n_nodes).filter(KEYS[1:])
-    for name in COLUMNS:
-        found = inference(numbers[name].reshape(-1, n_nodes).copy(), seed)
-        table[name] = found["score"]
-        table[f"{name}_low"], table[f"{name}_high"] = found["low"], found["high"]
+    table = means_of(by_prompt, seed)
     meta = provenance(
         model,
         [t for g in pairs.tokens(model) for t in (g.clean, g.corrupted)],
@@ -149,8 +162,22 @@ def node_effects(
         pairs=len(pairs),
     )
     return NodeEffects(
-        table, meta, by_prompt, direction, repr(metric), sweep.clean, sweep.corrupted
-    )
+        table, meta, by_prompt, direction, repr(metric), sweep.clean, sweep.corrupted,
+        sweep.noise,
+    )  # fmt: skip
+
+
+def means_of(by_prompt: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """`NodeEffects.table` from the rows of its prompts."""
+    # They come prompt by prompt, nodes in one order.
+    n_nodes = len(by_prompt) // len(by_prompt["prompt"].unique())
+    table = by_prompt.head(n_nodes).filter(KEYS[1:])
+    for name in COLUMNS:
+        values = by_prompt[name].to_numpy(dtype=float, copy=True)
+        found = inference(values.reshape(-1, n_nodes), seed)
+        table[name] = found["score"]
+        table[f"{name}_low"], table[f"{name}_high"] = found["low"], found["high"]
+    return table
 
 
 def _attributed(model: Model, pairs: PromptPairs, at: pd.MultiIndex) -> np.ndarray:

@@ -30,6 +30,16 @@ Seeds = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Processes. Default: one a core.", min=1)
 ]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        help="Where toys are trained: pool (this machine), here (this process), or ray."
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of a Ray cluster, or auto. Default: Ray starts here."),
+]
 Runs = Annotated[
     Path | None,
     typer.Option(help="Where trained toys are kept and resumed. Default: OUT/runs."),
@@ -45,7 +55,9 @@ def operators(
         list[str] | None,
         typer.Option(help="One to train, repeatable. Default: the ten main ones."),
     ] = None,
+    engine: EngineName = "pool",
     workers: Workers = None,
+    address: Address = None,
     runs: Runs = None,
     out: Out = Path("operators"),
 ) -> None:
@@ -63,7 +75,9 @@ def operators(
             operator or MAIN,
             seeds=_range(seeds),
             quick=quick,
+            engine=engine,
             workers=workers,
+            address=address,
         )
 
     _write(run, out, runs, "operators", quick)
@@ -77,7 +91,9 @@ def formation(
         list[str] | None,
         typer.Option(help="One to train, repeatable, such as '3 layers'. Default: all"),
     ] = None,
+    engine: EngineName = "pool",
     workers: Workers = None,
+    address: Address = None,
     runs: Runs = None,
     out: Out = Path("formation"),
 ) -> None:
@@ -97,7 +113,9 @@ def formation(
             settings=setting,
             seeds=_range(seeds),
             quick=quick,
+            engine=engine,
             workers=workers,
+            address=address,
         )
 
     _write(run, out, runs, "formation", quick)
@@ -111,7 +129,9 @@ def mitigation(
         list[str] | None,
         typer.Option(help="One to train, repeatable, such as gate. Default: all."),
     ] = None,
+    engine: EngineName = "pool",
     workers: Workers = None,
+    address: Address = None,
     runs: Runs = None,
     out: Out = Path("mitigation"),
 ) -> None:
@@ -128,7 +148,9 @@ def mitigation(
             remedies=remedy,
             seeds=_range(seeds),
             quick=quick,
+            engine=engine,
             workers=workers,
+            address=address,
         )
 
     _write(run, out, runs, "mitigation", quick)
@@ -148,7 +170,9 @@ def emergence(
         str,
         typer.Option(help="What is learnt: bigram, text, or text-gpu, for a GPU."),
     ] = "bigram",
+    engine: EngineName = "pool",
     workers: Workers = None,
+    address: Address = None,
     runs: Runs = None,
     out: Out = Path("emergence"),
 ) -> None:
@@ -169,7 +193,9 @@ def emergence(
             knobs=knob,
             seeds=_range(seeds),
             quick=quick,
+            engine=engine,
             workers=workers,
+            address=address,
         )
 
     name = "emergence" if bed == "bigram" else f"emergence --bed {bed}"

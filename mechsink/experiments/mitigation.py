@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from mechsink.engines.engine import Engine
 from mechsink.experiments.grids.grid import check_names, study_grid
 from mechsink.experiments.grids.jobs import Setting
 from mechsink.experiments.grids.seeds import by_run, overview, seed_panels
@@ -88,7 +89,9 @@ def mitigation_study(
     remedies: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     quick: bool = False,
+    engine: Engine | str = "pool",
     workers: int | None = None,
+    address: str | None = None,
     device: str | None = None,
     progress: bool | None = None,
 ) -> MitigationStudy:
@@ -100,7 +103,7 @@ def mitigation_study(
             ReLU.
         seeds: default 0 to 4, quick 0.
         quick: one layer, smaller and fewer steps, under a minute.
-        workers, device, progress: as for `train_grid`.
+        engine, workers, address, device, progress: as for `train_grid`.
 
     Raises:
         ValueError: no such remedy.
@@ -121,7 +124,9 @@ def mitigation_study(
         measure_run,
         quick=quick,
         seeds=seeds,
+        engine=engine,
         workers=workers,
+        address=address,
         device=device,
         progress=progress,
     )

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from mechsink.engines.engine import Engine
 from mechsink.experiments.formation.moment import Texts, measure_moment
 from mechsink.experiments.grids.grid import check_names, study_grid
 from mechsink.experiments.grids.jobs import Setting
@@ -91,7 +92,9 @@ def operator_study(
     preset: Preset = PRESETS["bb-cpu"],
     task: BigramBackcopy | None = None,
     quick: bool = False,
+    engine: Engine | str = "pool",
     workers: int | None = None,
+    address: str | None = None,
     device: str | None = None,
     progress: bool | None = None,
 ) -> OperatorStudy:
@@ -104,7 +107,7 @@ def operator_study(
         preset: sizes, optimiser, steps; its operator is replaced.
         task: default: `BigramBackcopy.from_text()`.
         quick: a smaller toy, under a minute; of the default names `QUICK` alone.
-        workers, device, progress: as for `train_grid`.
+        engine, workers, address, device, progress: as for `train_grid`.
 
     Raises:
         ValueError: no such operator.
@@ -125,7 +128,9 @@ def operator_study(
         measure_run,
         quick=quick,
         seeds=seeds,
+        engine=engine,
         workers=workers,
+        address=address,
         device=device,
         progress=progress,
     )

@@ -4,6 +4,9 @@ On a CPU an overrun kills the process and can't be caught, so sizes come from
 shapes and from the memory really free, the container's limit included.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import psutil
@@ -13,6 +16,8 @@ from mechsink.run import ModelShape
 
 SHARE = 0.25  # of what is free; the rest is for others and for what is not counted
 ENOUGH = 2 * 2**30  # bytes; a batch that large keeps any core busy
+
+_planned: ContextVar[int | None] = ContextVar("planned", default=None)
 
 
 def rows_that_fit(
@@ -39,7 +44,9 @@ def rows_that_fit(
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken on a device."""
+    """Memory that can still be taken on a device, or what `planned_memory` says."""
+    if (planned := _planned.get()) is not None:
+        return planned
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
@@ -54,3 +61,17 @@ def free_bytes(device: torch.device) -> int:
             continue
         free = min(free, max(left, 0))
     return free
+
+
+@contextmanager
+def planned_memory(n_bytes: int) -> Iterator[None]:
+    """Size batches as if so much were free, whatever is.
+
+    The size of a batch decides the last bits of a sum: with the same plan the same
+    work gives the same bits, beside however many other workers.
+    """
+    token = _planned.set(n_bytes)
+    try:
+        yield
+    finally:
+        _planned.reset(token)

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from mechsink import plotting
+from mechsink.engines.engine import Engine
 from mechsink.experiments.emergence.beds import BEDS
 from mechsink.experiments.emergence.claims import claims_of
 from mechsink.experiments.emergence.measures import BY_POSITION, measure_emergence
@@ -91,7 +92,9 @@ def emergence(
     knobs: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     quick: bool = False,
+    engine: Engine | str = "pool",
     workers: int | None = None,
+    address: str | None = None,
     device: str | None = None,
     progress: bool | None = None,
 ) -> EmergenceStudy:
@@ -103,7 +106,7 @@ def emergence(
         knobs: such as "learning rate"; default: all, quick: some settings of some.
         seeds: default as many as the bed has, from 0; quick 0.
         quick: smaller and fewer steps, under a minute.
-        workers, device, progress: as for `train_grid`.
+        engine, workers, address, device, progress: as for `train_grid`.
 
     Raises:
         ValueError: no such bed or knob.
@@ -124,7 +127,9 @@ def emergence(
         measure_emergence,
         quick=quick,
         seeds=seeds,
+        engine=engine,
         workers=workers,
+        address=address,
         device=device,
         progress=progress,
     )

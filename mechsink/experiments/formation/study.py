@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from mechsink import plotting
+from mechsink.engines.engine import Engine
 from mechsink.experiments.formation.recorder import formation
 from mechsink.experiments.formation.swaps import swap_effects
 from mechsink.experiments.grids.grid import check_names, study_grid
@@ -93,7 +94,9 @@ def formation_study(
     settings: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     quick: bool = False,
+    engine: Engine | str = "pool",
     workers: int | None = None,
+    address: str | None = None,
     device: str | None = None,
     progress: bool | None = None,
 ) -> FormationStudy:
@@ -104,7 +107,7 @@ def formation_study(
         settings: names of `SETTINGS`; default: all, quick: 1 layer and its ReLU.
         seeds: default 0 to 4, quick 0.
         quick: a smaller toy and fewer steps, under a minute.
-        workers, device, progress: as for `train_grid`.
+        engine, workers, address, device, progress: as for `train_grid`.
 
     Raises:
         ValueError: no such setting.
@@ -121,7 +124,9 @@ def formation_study(
         measure_run,
         quick=quick,
         seeds=seeds,
+        engine=engine,
         workers=workers,
+        address=address,
         device=device,
         progress=progress,
     )

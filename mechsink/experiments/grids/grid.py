@@ -14,13 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from mechsink.experiments.grids.jobs import (
-    Job,
-    Measure,
-    Setting,
-    default_workers,
-    run_jobs,
-)
+from mechsink.engines.engine import Engine, as_engine
+from mechsink.engines.worker import default_workers
+from mechsink.experiments.grids.jobs import Job, Measure, Setting, run_jobs
 from mechsink.progress import bar
 from mechsink.results import versions
 
@@ -31,7 +27,9 @@ def train_grid(
     measure: Measure,
     *,
     seeds: Sequence[int] = range(5),
+    engine: Engine | str = "pool",
     workers: int | None = None,
+    address: str | None = None,
     device: str | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
@@ -42,7 +40,10 @@ def train_grid(
         folder: for runs and their numbers; what is there already is not done again.
         measure: called on each finished run; its table is kept as it is.
         seeds: seeds of weights and data.
-        workers: processes, one thread each; default: one a core, or one on a GPU.
+        engine: "pool" (processes of this machine), "here", "ray", or an `Engine`; one
+            thread a run in all of them. On Ray `folder` is one that all machines share.
+        workers: how many; default: one a core, or one on a GPU.
+        address: of a Ray cluster, as for `ms.spread`.
         device: as for `train`.
         progress: show a bar with time left; None: only on a terminal.
 
@@ -55,12 +56,22 @@ def train_grid(
         ValueError: no settings, seeds twice, or a folder with other runs.
         RuntimeError: some runs failed; names them. The others are kept.
     """
-    jobs = _jobs(settings, Path(folder), measure, seeds, device)
-    return _trained(jobs, workers or default_workers(device), progress)[0]
+    jobs = _jobs(settings, Path(folder).absolute(), measure, seeds, device)
+    where = _engine(engine, workers, address, device)
+    return _trained(jobs, where, progress)[0]
+
+
+def _engine(
+    engine: Engine | str, workers: int | None, address: str | None, device: str | None
+) -> Engine:
+    if engine == "pool":
+        workers = workers or default_workers(device)
+        engine = "here" if workers == 1 else engine
+    return as_engine(engine, workers, address)
 
 
 def _trained(
-    jobs: Sequence[Job], workers: int, progress: bool | None
+    jobs: Sequence[Job], engine: Engine, progress: bool | None
 ) -> tuple[pd.DataFrame, int]:
     """The table of `train_grid`, and how many runs were there already."""
     tables: dict[Job, pd.DataFrame] = {}
@@ -72,7 +83,7 @@ def _trained(
     total = sum(job.setting.preset.steps for job in waiting)
     failed: dict[Job, BaseException] = {}
     with bar(f"training {len(waiting)} toys", total, progress) as advance:
-        for job, outcome in run_jobs(waiting, workers, advance):
+        for job, outcome in run_jobs(waiting, engine, advance):
             if isinstance(outcome, BaseException):
                 failed[job] = outcome
             else:
@@ -99,15 +110,17 @@ def study_grid(
     *,
     quick: bool,
     seeds: Sequence[int] = range(5),
+    engine: Engine | str = "pool",
     workers: int | None = None,
+    address: str | None = None,
     device: str | None = None,
     progress: bool | None = None,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """`train_grid` with what a study says of it: recipes, seeds, versions, time.
 
     Args:
-        settings, folder, measure, seeds, workers, device, progress: as for
-            `train_grid`.
+        settings, folder, measure, seeds, engine, workers, address, device, progress:
+            as for `train_grid`.
         quick: whether this is the study's small form.
 
     Returns:
@@ -115,8 +128,9 @@ def study_grid(
         n_resumed the number of runs that were there already.
     """
     started = time.perf_counter()
-    jobs = _jobs(settings, Path(folder), measure, seeds, device)
-    table, n_resumed = _trained(jobs, workers or default_workers(device), progress)
+    jobs = _jobs(settings, Path(folder).absolute(), measure, seeds, device)
+    where = _engine(engine, workers, address, device)
+    table, n_resumed = _trained(jobs, where, progress)
     runs: Any = table.drop_duplicates(["setting", "seed"])
     return table, {
         "versions": versions(),
@@ -126,6 +140,7 @@ def study_grid(
         "n_resumed": n_resumed,
         "training_s": round(float(runs["seconds"].sum()), 1),
         "duration_s": round(time.perf_counter() - started, 1),
+        "engine": where.name,
         "quick": quick,
     }
 

@@ -1,0 +1,182 @@
+"""Engines of one machine: this process, or some of its own."""
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from typing import Any
+
+import torch
+
+from mechsink.engines.engine import TRIES, Outcome, Work, WorkerLost
+from mechsink.engines.worker import (
+    Worker,
+    default_workers,
+    one_thread,
+    transportable,
+)
+from mechsink.progress import Advance
+
+
+@dataclass(frozen=True)
+class Here:
+    """This process, one item after the other."""
+
+    name: str = "here"
+
+    def run(
+        self, work: Work, items: Sequence[Any], advance: Advance
+    ) -> Iterator[tuple[int, Outcome]]:
+        """See `Engine.run`."""
+        worker = Worker(work)
+        for number, item in enumerate(items):
+            with one_thread():
+                outcome = worker.do(item, advance)
+            if outcome.kind == "not opened":
+                raise outcome.value
+            yield number, outcome
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Processes of this machine; default: one a core, or one on a GPU."""
+
+    workers: int | None = None
+    name: str = "pool"
+
+    def run(
+        self, work: Work, items: Sequence[Any], advance: Advance
+    ) -> Iterator[tuple[int, Outcome]]:
+        """See `Engine.run`."""
+        waiting = deque(range(len(items)))
+        tries = dict.fromkeys(waiting, 0)
+        n = min(self.workers or default_workers(), len(items))
+        seats = [_Seat(work) for _ in range(n)]
+        try:
+            for seat in seats:
+                seat.give(waiting.popleft(), items)
+            while busy := {seat.pipe: seat for seat in seats if seat.item is not None}:
+                for pipe in wait_for(list(busy)):
+                    seat = busy[pipe]  # type: ignore[index]
+                    said = seat.hear()
+                    if isinstance(said, int):
+                        advance(said)
+                        continue
+                    number, seat.item = seat.item, None
+                    assert number is not None
+                    if said is None:  # the worker is no more
+                        tries[number] += 1
+                        seat.hire()
+                        if tries[number] < TRIES:
+                            waiting.appendleft(number)
+                        else:
+                            yield number, Outcome("failed", _lost(seat.ended))
+                    elif said.kind == "not opened":
+                        raise said.value
+                    else:
+                        yield number, said
+                    if waiting:
+                        seat.give(waiting.popleft(), items)
+        finally:
+            for seat in seats:
+                seat.dismiss()
+
+
+class _Seat:
+    """A worker process, and another one once it has died."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self.item: int | None = None
+        self.ended: int | None = None  # exit code of the last that died
+        self.hire()
+
+    def hire(self) -> None:
+        # loky's processes: fresh interpreters that do not run the caller's script
+        # again, and are sent functions of a notebook by value. A fork would inherit
+        # torch's threads half-dead.
+        from loky.backend import get_context
+
+        context: Any = get_context("loky")
+        self.pipe: Connection
+        self.pipe, theirs = context.Pipe()
+        watched, self._alive = context.Pipe(duplex=False)
+        self._process = context.Process(
+            target=_serve, args=(theirs, watched, self._work), init_main_module=False
+        )
+        self._process.start()
+        theirs.close()
+        watched.close()
+
+    def give(self, number: int, items: Sequence[Any]) -> None:
+        import cloudpickle
+
+        self.item = number
+        with contextlib.suppress(OSError):  # it has died: `hear` says so
+            self.pipe.send_bytes(cloudpickle.dumps(items[number]))
+
+    def hear(self) -> int | Outcome | None:
+        """Steps done, an outcome, or None where the worker has died."""
+        import cloudpickle
+
+        try:
+            return cloudpickle.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError):
+            self._process.join()
+            self.ended = self._process.exitcode
+            return None
+
+    def dismiss(self) -> None:
+        """End the worker: at once, if it is at work."""
+        self.pipe.close()
+        self._alive.close()
+        if self.item is not None:
+            self._process.terminate()
+        self._process.join()
+
+
+def _serve(pipe: Connection, parent: Connection, work: Work) -> None:
+    """Do what comes through the pipe until it closes."""
+    import cloudpickle
+
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+    def advance(steps: int = 1) -> None:
+        pipe.send_bytes(cloudpickle.dumps(steps))
+
+    worker = Worker(work)
+    while True:
+        try:
+            sent = pipe.recv_bytes()
+        except EOFError:
+            return
+        try:
+            item = cloudpickle.loads(sent)
+        except Exception as error:  # its module can't be found here, say
+            outcome = Outcome("failed", error)
+        else:
+            outcome = worker.do(item, advance)
+        pipe.send_bytes(cloudpickle.dumps(transportable(outcome)))
+
+
+def _end_with(parent: Connection) -> None:
+    """Leave when the parent was killed: else the worker would go on, unseen."""
+    with contextlib.suppress(EOFError, OSError):
+        parent.recv_bytes()  # nothing ever comes
+    os._exit(1)
+
+
+def _lost(code: int | None) -> WorkerLost:
+    why = f"exit code {code}"
+    if code is not None and code < 0:
+        why = f"signal {-code}" + (" (out of memory?)" if code == -9 else "")
+    return WorkerLost(
+        f"{TRIES} workers died at this piece of work, the last by {why}. Give each "
+        "more memory by asking for fewer workers, or try the piece alone with "
+        "engine='here'."
+    )

@@ -1,0 +1,1 @@
+"""Engines: the same results wherever the work is done."""
