@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mechsink.run import Run
 from mechsink.sites import Site
+from toy_tasks.checks import checked
 
 
 @runtime_checkable
@@ -81,6 +82,14 @@ class SinkAttention:
     position: int = 0
     logits_read = "none"
 
+    def __post_init__(self) -> None:
+        if self.position < 0:
+            raise ValueError(
+                f"sink_attention: position={self.position} is negative. Count from 0, "
+                "the first token."
+            )
+        _ = self.reads  # a layer and head that can be
+
     def __repr__(self) -> str:
         where = f"layer={self.layer}, head={self.head}, position={self.position}"
         return f"sink_attention({where})"
@@ -93,6 +102,12 @@ class SinkAttention:
     def __call__(self, run: Run, prompts: Any = None) -> Float[Tensor, " prompt"]:
         """One score a prompt."""
         (site,) = self.reads
+        n_pos = run.cache[site].shape[-1]
+        if self.position >= n_pos:
+            raise ValueError(
+                f"{self!r}: a prompt has {n_pos} tokens. Allowed: position 0 to "
+                f"{n_pos - 1}."
+            )
         later = run.cache[site][:, self.position :, self.position]
         return at_least_float32(later).mean(-1)
 
@@ -101,6 +116,7 @@ logit_diff = LogitDiff()
 answer_logprob = AnswerLogprob()
 
 
+@checked
 def sink_attention(*, layer: int, head: int, position: int = 0) -> SinkAttention:
     """The metric "how much of a sink is this position for this head?"."""
     return SinkAttention(layer, head, position)

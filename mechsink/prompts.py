@@ -156,6 +156,7 @@ class PromptPairs:
         pad = _pad(model) if self.pad is None else self.pad
         clean = [_row(model, self.clean[i], pad) for i in range(n)]
         corrupted = [_row(model, self.corrupted[i], pad) for i in range(n)]
+        _check_known(model, [*clean, *corrupted])
         answers = _answers(model, self.answers, "answers", n)
         wrong = _answers(model, self.wrong, "wrong", n)
         groups: dict[int, list[int]] = {}
@@ -218,16 +219,23 @@ def _answers(
         return None
     if isinstance(given, Tensor):
         tokens = given.to(model.device)
-        d_vocab = model.shape.d_vocab
-        outside = (tokens < 0) | (tokens >= d_vocab)
-        if outside.any():
-            raise ValueError(
-                f"PromptPairs: {name} has token {int(tokens[outside][0])}, which is "
-                f"outside this model's vocabulary. Allowed: 0 to {d_vocab - 1}."
-            )
+        _check_known(model, [tokens], f"{name} has ")
     else:
         tokens = torch.stack([_one_token(model, text, name) for text in given])
     return tokens.expand(n) if len(tokens) == 1 else tokens
+
+
+def _check_known(model: Model, rows: Sequence[Tensor], what: str = "") -> None:
+    """Raise ValueError for a token that the model does not have."""
+    d_vocab = model.shape.d_vocab
+    tokens = torch.cat([row.to(model.device) for row in rows])
+    outside = (tokens < 0) | (tokens >= d_vocab)
+    if outside.any():
+        raise ValueError(
+            f"PromptPairs: {what}token {int(tokens[outside][0])}, which is outside "
+            f"this model's vocabulary. Allowed: 0 to {d_vocab - 1}; make tokens with "
+            "this model's own model.to_tokens."
+        )
 
 
 def _one_token(model: Model, text: str, name: str) -> Tensor:

@@ -8,6 +8,7 @@ May import: nothing of mechsink.
 import difflib
 import re
 from dataclasses import dataclass
+from numbers import Integral
 
 AXES: dict[str, tuple[str, ...]] = {
     "resid_pre": ("batch", "pos", "d_model"),
@@ -54,6 +55,11 @@ class Site:
     kv_head: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(
+                f"Site: the name is of type {type(self.name).__name__}. "
+                f"Allowed: {', '.join(AXES)}."
+            )
         if self.name not in AXES:
             near = difflib.get_close_matches(self.name, AXES, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -63,7 +69,15 @@ class Site:
             )
         for axis in ("layer", "head", "kv_head"):
             index = getattr(self, axis)
-            if index is not None and index < 0:
+            if index is None and axis != "layer":
+                continue
+            if not isinstance(index, Integral) or isinstance(index, bool):
+                raise TypeError(
+                    f"Site: {axis} is of type {type(index).__name__}. Allowed: a "
+                    "whole number from 0."
+                )
+            object.__setattr__(self, axis, int(index))  # numpy's print otherwise
+            if index < 0:
                 raise ValueError(
                     f"Site: {axis}={index} is negative. Count from 0; the last of n "
                     f"is n - 1, with n from `model.shape`."
@@ -84,11 +98,12 @@ class Site:
         Raises:
             ValueError: the text has another form.
         """
-        found = _PRINTED.fullmatch(text)
+        found = _PRINTED.fullmatch(text) if isinstance(text, str) else None
         if found is None:
             raise ValueError(
-                f"Site.parse: {text[:60]!r} is not a site. Write the layer, the head "
-                "where there is one, and the name: 'L5.resid_pre', 'L2H1.z', 'L2KV0.k'."
+                f"Site.parse: {str(text)[:60]!r} is not a site. Write the layer, the "
+                "head where there is one, and the name: 'L5.resid_pre', 'L2H1.z', "
+                "'L2KV0.k'."
             )
         layer, head, kv_head, name = found.groups()
         return cls(

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from toy_tasks.checks import check_fields
+
 BOS = "<s>"
 Prompts = tuple[Int[Tensor, "prompt pos"], Int[Tensor, " prompt"]]
 _PIECE = re.compile(r"\d+|<s>|\S")
@@ -44,6 +46,7 @@ class Sums:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.n_values < 2 or self.n_terms < 1:
             raise ValueError(
                 f"Sums: n_values={self.n_values}, n_terms={self.n_terms}. Allowed: at "

@@ -19,6 +19,7 @@ from torch import Tensor
 from toy_tasks.alias import AliasTable
 from toy_tasks.bigram_law import BOS, BigramLaw, Mode
 from toy_tasks.characters import count_characters, default_text
+from toy_tasks.checks import checked
 
 DELIMITER = "<d>"
 
@@ -31,6 +32,7 @@ class BigramBackcopy(BigramLaw):
     """
 
     @classmethod
+    @checked
     def from_text(
         cls,
         text: str | None = None,

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
+from toy_tasks.checks import check_fields
 from toy_tasks.jsonable import ADDED_LATER
 
 BOS = "<s>"
@@ -50,6 +51,7 @@ class BigramLaw:
     bos_at: int | None = field(default=None, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.mode not in ("backcopy", "icl", "markov", "dormant_markov"):
             raise ValueError(
                 f"BigramBackcopy: mode={self.mode!r} is unknown. Allowed: 'backcopy' "

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from toy_tasks.checks import check_fields
 from toy_tasks.jsonable import ADDED_LATER, checked_fields, json_fields
 from toy_tasks.operators import Operator
 
@@ -65,6 +66,7 @@ class ToyConfig:
     prefix: int = field(default=0, metadata=ADDED_LATER)  # tokens that see each other
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx"):
             if getattr(self, name) < 1:
                 raise ValueError(

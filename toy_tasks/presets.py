@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from toy_tasks.checks import check_fields
 from toy_tasks.config import ToyConfig
 from toy_tasks.jsonable import ADDED_LATER, checked_fields, json_fields
 
@@ -42,6 +43,7 @@ class Preset:
     n_sequences: int | None = field(default=None, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("steps", "batch", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -57,8 +59,21 @@ class Preset:
                     f"Preset: {name}={getattr(self, name)!r}. Allowed: "
                     f"{' or '.join(map(repr, allowed))}."
                 )
-        if not self.lr > 0:
-            raise ValueError(f"Preset: lr={self.lr}. The step size must be above 0.")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(
+                f"Preset: lr={self.lr}. The step size must be above 0, and finite."
+            )
+        for name, value, most in (
+            ("betas", min(self.betas), 1.0),
+            ("betas", max(self.betas), 1.0),
+            ("momentum", self.momentum, math.inf),
+            ("weight_decay", self.weight_decay, math.inf),
+        ):
+            if not 0 <= value < most:
+                raise ValueError(
+                    f"Preset: {name}={getattr(self, name)}. Allowed: from 0 to below "
+                    f"{most}."
+                )
         if not 0 <= self.warmup < self.steps:
             raise ValueError(
                 f"Preset: warmup={self.warmup} of {self.steps} steps. Allowed: 0 "

@@ -28,10 +28,12 @@ from mechsink.attribution.node_scores import Direction, NodeScores, node_scores
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.run import Metric, Model
+from toy_tasks.checks import checked
 
 Rules = Callable[[], contextlib.AbstractContextManager[None]]
 
 
+@checked
 def attribution_patching(
     model: Model,
     pairs: PromptPairs,

@@ -19,11 +19,13 @@ from mechsink.models.memory import free_bytes
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.run import Metric, Model
 from mechsink.sites import Site
+from toy_tasks.checks import checked
 
 Points = Callable[[Asked, Ends], list[Point]]
 INPUT_SITE = Site("resid_pre", 0)
 
 
+@checked
 def eap(
     model: Model, pairs: PromptPairs, metric: Metric, *, seed: int = 0
 ) -> EdgeScores:
@@ -45,6 +47,7 @@ def eap(
     return _by_gradients(model, pairs, metric, "eap", lambda *_: [Point({}, 1.0)], seed)
 
 
+@checked
 def eap_ig(
     model: Model, pairs: PromptPairs, metric: Metric, *, steps: int = 5, seed: int = 0
 ) -> EdgeScores:
@@ -70,6 +73,7 @@ def eap_ig(
     return _by_gradients(model, pairs, metric, "eap_ig", points, seed, steps=steps)
 
 
+@checked
 def eap_clean_corrupted(
     model: Model, pairs: PromptPairs, metric: Metric, *, seed: int = 0
 ) -> EdgeScores:
@@ -87,6 +91,7 @@ def eap_clean_corrupted(
     return _by_gradients(model, pairs, metric, "eap_clean_corrupted", points, seed)
 
 
+@checked
 def eap_ig_activations(
     model: Model, pairs: PromptPairs, metric: Metric, *, steps: int = 5, seed: int = 0
 ) -> EdgeScores:

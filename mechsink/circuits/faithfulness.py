@@ -29,6 +29,7 @@ from mechsink.circuits.ratios import (
 from mechsink.prompts import PromptPairs
 from mechsink.results import Result, provenance
 from mechsink.run import Metric, Model
+from toy_tasks.checks import checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,7 @@ class Faithfulness(Result):
         )
 
 
+@checked
 def faithfulness(
     model: Model,
     circuit: Edges,

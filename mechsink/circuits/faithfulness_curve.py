@@ -36,6 +36,7 @@ from mechsink.progress import bar
 from mechsink.prompts import PromptPairs
 from mechsink.results import Result
 from mechsink.run import Metric, Model
+from toy_tasks.checks import checked
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The points of MIB."""
@@ -97,6 +98,7 @@ class FaithfulnessCurve(Result):
         return ax
 
 
+@checked
 def faithfulness_curve(
     model: Model,
     scores: EdgeScores,

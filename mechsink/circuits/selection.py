@@ -14,8 +14,10 @@ import numpy as np
 from mechsink.attribution.edge_scores import EdgeScores
 from mechsink.circuits.graph import Circuit, Edge
 from mechsink.circuits.pruning import pruned_edges
+from toy_tasks.checks import checked
 
 
+@checked
 def top_edges(
     scores: EdgeScores, n: SupportsIndex, *, signed: bool = False, prune: bool = True
 ) -> Circuit:
@@ -45,6 +47,7 @@ def top_edges(
     return _circuit(scores, chosen, "top", number, signed, prune)
 
 
+@checked
 def greedy_edges(
     scores: EdgeScores, n: SupportsIndex, *, signed: bool = False, prune: bool = True
 ) -> Circuit:

@@ -15,6 +15,7 @@ from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.results import Result, provenance
 from mechsink.run import Edit, Metric, Model
 from mechsink.sites import Site
+from toy_tasks.checks import checked
 
 Positions = Sequence[int | slice | range]
 
@@ -36,6 +37,7 @@ class AblationResult(Result):
         return float(self.table["change"].to_numpy().mean())
 
 
+@checked
 def ablate(
     model: Model,
     prompts: PromptPairs | Int[Tensor, "prompt pos"],

@@ -25,6 +25,7 @@ from mechsink.progress import bar
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.results import Result, provenance
 from mechsink.run import Metric, Model
+from toy_tasks.checks import checked
 
 PAIRS_A_BATCH = 32  # an interrupted sweep loses at most so many pairs' work
 
@@ -71,6 +72,7 @@ class PatchingResult(Result):
         return [c.pop().strip() if len(c) == 1 else "·" for c in columns]
 
 
+@checked
 def patch_sweep(
     model: Model,
     pairs: PromptPairs,
@@ -112,6 +114,8 @@ def patch_sweep(
     """
     started = time.perf_counter()
     where = places(model.shape, site, direction, layers, positions, neurons)
+    for read in metric.reads:
+        model.shape.check(read)
     groups = pairs.tokens(model)
     for group in groups:
         where.spots(group.n_pos)  # before any work: positions fit all prompts

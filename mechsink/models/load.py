@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from mechsink.models import pretrained
@@ -305,14 +304,26 @@ def _from_pretrained(
             kind = AutoModelForCausalLM
             if sees and not speaks:
                 kind = AutoModelForImageTextToText
-            model: Any = kind.from_pretrained(
+            # A tensor that is missing or misshapen would be drawn at random.
+            found: Any = kind.from_pretrained(
                 location,
                 dtype=dtype or "auto",
                 use_safetensors=True,  # pickle files are never opened
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a damaged config.json breaks in any way
         raise _load_error(asked, is_folder, error) from error
+    model, loaded = found
+    lost = sorted({*loaded["missing_keys"], *(m[0] for m in loaded["mismatched_keys"])})
+    if lost:
+        raise OSError(
+            f"load_model: {asked} lacks weights that its config.json asks for, or has "
+            f"them in another shape: {', '.join(lost[:3])}{', ...' * (len(lost) > 3)}. "
+            "Needed: config.json and *.safetensors of a causal language model, as "
+            "model.save_pretrained(folder) writes them."
+        )
     tokenizer = _tokenizer(location, **options)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -365,6 +376,12 @@ def _check_name(name: str) -> None:
 
 
 def _load_error(asked: str, is_folder: bool, error: Exception) -> OSError:
+    if "trust_remote_code" in str(error):
+        return OSError(
+            f"load_model: {asked} comes with Python code of its own, which loading it "
+            "would run; none was run. If you have read it and trust it, pass "
+            "trust_remote_code=True."
+        )
     if is_folder:
         files = [path.name for path in Path(asked).iterdir()]
         pickled = [f for f in files if f.endswith((".bin", ".pt", ".pth", ".ckpt"))]

@@ -1,5 +1,6 @@
 """Texts to tokens and back, by the tokenizer's own habit."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ class Texts:
         """Tokens by the tokenizer's own habit; nothing is added to it.
 
         Raises:
-            ValueError: no tokenizer, an empty text, or texts of unequal length.
+            ValueError: no tokenizer, an empty text, texts of unequal length, or one
+                with half a character.
         """
         if self.tokenizer is None:
             raise ValueError(
@@ -31,6 +33,12 @@ class Texts:
                 "tensors, or load it with ms.load_model(model, tokenizer=...)."
             )
         texts = [texts] if isinstance(texts, str) else list(texts)
+        for text in texts:
+            if not text.isascii() and re.search("[\ud800-\udfff]", text):
+                raise ValueError(
+                    f"to_tokens: {ascii(text)[:60]} holds half a character (a lone "
+                    "surrogate), which no tokenizer reads. Leave it out."
+                )
         # A vision-language model's processor has a tokenizer beside what reads images.
         tokenizer = getattr(self.tokenizer, "tokenizer", self.tokenizer)
         rows = [tokenizer(text)["input_ids"] for text in texts]

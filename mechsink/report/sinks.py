@@ -36,6 +36,7 @@ from mechsink.sinks.measure import Batch, Meter, measure
 from mechsink.sinks.residuals import ResidualNormMeter
 from mechsink.sinks.scores import SinkScoreMeter
 from mechsink.sinks.values import ValueNormMeter
+from toy_tasks.checks import checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +119,7 @@ class SinkReport(PagedResult):
         return snippet(self)
 
 
+@checked
 def sink_report(
     model: Model,
     texts: str | Sequence[str] | Int[Tensor, "batch pos"] | None = None,
@@ -151,6 +153,11 @@ def sink_report(
         raise ValueError(
             f"sink_report: eps={eps} is no share of attention. Allowed: 0 to below 1; "
             "0.3 is usual."
+        )
+    if length is not None and length < 1:
+        raise ValueError(
+            f"sink_report: length={length} tokens. Allowed: 1 and more, or None to "
+            "take given texts whole."
         )
     started = time.perf_counter()
     if texts is None:

@@ -171,7 +171,10 @@ def as_batches(model: Model, tokens: Tensor | Sequence[Tensor]) -> list[Batch]:
 
 def as_positions(positions: int | Sequence[int]) -> tuple[int, ...]:
     """One position or several, as a tuple without repeats."""
-    given = (positions,) if isinstance(positions, int) else tuple(positions)
+    if isinstance(positions, int | np.integer):
+        given = (int(positions),)
+    else:
+        given = tuple(positions)
     if not given or len(set(given)) < len(given):
         raise ValueError(
             f"positions={given}: give at least one position and each one once, such "

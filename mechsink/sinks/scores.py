@@ -28,6 +28,7 @@ from mechsink.sinks.measure import (
     rows,
 )
 from mechsink.sinks.shares import as_shares, row_sums
+from toy_tasks.checks import checked
 
 
 def sink_score(
@@ -72,12 +73,18 @@ class SinkScores(Result):
     sink logit takes from a softmax counts for no position.
     """
 
+    @checked
     def rate(self, eps: float = 0.3, position: int | None = None) -> float:
         """Share of heads, over all layers and prompts, that score above `eps`.
 
         Between 0 and 1. The indicator is taken before averaging over prompts.
         `position` may be left out if one alone was measured; `rates` has all.
         """
+        if not 0 <= eps <= 1:
+            raise ValueError(
+                f"SinkScores.rate: eps={eps} is no share of attention. Allowed: 0 to "
+                "1; 0.3 is usual."
+            )
         here = self.table[self.table["position"] == self._position(position)]
         return float(np.mean(here["score"] > eps))
 
@@ -147,6 +154,7 @@ class SinkScoreMeter(Meter):
         return torch.stack(means, dim=1)
 
 
+@checked
 def sink_scores(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

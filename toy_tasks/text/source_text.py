@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from toy_tasks.checks import check_fields
 from toy_tasks.jsonable import checked_fields, json_fields
 from toy_tasks.text.library import library_text
 from toy_tasks.text.pieces import CHARACTERS, UNKNOWN, encode, frequent_pieces
@@ -55,6 +56,7 @@ class SourceText:
     random_at: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         a, b = self.random_at or (self.n_bos, self.n_bos + 1)
         if self.n_bos < 0 or not self.n_bos <= a < b:
             raise ValueError(
