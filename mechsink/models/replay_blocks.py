@@ -98,6 +98,7 @@ class _HuggingFaceTail:
         if on_pattern is None:
             return self._call(layer, resid, cache)
         keys = range(cache.get_seq_length() + resid.shape[1])
+        self._arguments(resid.shape[0])  # tries a block: its patterns are not these
         with watch_attention(lambda seen: on_pattern(seen.columns(keys))):
             return self._call(layer, resid, cache)
 
