@@ -63,7 +63,9 @@ def by_pattern(
                     "of its scores, which the QK fix for keys needs. Pass "
                     'qk_fix=False, or positions="all".'
                 )
-            rows = None if model.shape.rows_sum_to_1 else clean[pattern].sum(-1)
+            rows = (
+                None if model.shape.rows_sum_to_1 else clean[pattern].double().sum(-1)
+            )
             fix = OneKey.of(clean[scores], patched[scores], rows)
             found[site] = _one_key(places, pattern, fix, model.shape.n_kv_heads)
         else:

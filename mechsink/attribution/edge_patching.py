@@ -210,6 +210,6 @@ def _reread_last(state: _Cut) -> Edit:
     def edit(x: Tensor) -> Tensor:
         less = state.missing([LOGITS])
         assert less is not None
-        return x - less[:, 0].to(x.dtype)
+        return (x - less[:, 0]).to(x.dtype)
 
     return edit

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from mechsink.metrics import at_least_float32
 from mechsink.models.memory import free_bytes
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.run import Edit, Metric, Model
@@ -226,7 +227,11 @@ def graph(
 
 
 def change(clean: Tensor, corrupted: Tensor) -> Tensor:
-    """clean - corrupted, and 0 where both are the same, masked scores (-inf) too."""
+    """clean - corrupted, and 0 where both are the same, masked scores (-inf) too.
+
+    Float32 at least: the difference of two numbers of half precision has more digits.
+    """
+    clean, corrupted = at_least_float32(clean), at_least_float32(corrupted)
     return torch.where(clean == corrupted, 0, clean - corrupted)
 
 

@@ -20,7 +20,7 @@ def query_scores(
     clean: Pattern, patched: Pattern, gradient: Pattern
 ) -> Float[Tensor, "batch head query"]:
     """Score of each query: its own row of the pattern is all that it changes (eq 7)."""
-    return ((clean - patched).double() * gradient).sum(-1)
+    return ((clean.double() - patched) * gradient).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)

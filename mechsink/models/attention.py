@@ -158,14 +158,16 @@ class PatternAttention:
     def excess_score(self, key: int) -> Float[Tensor, "batch head query"]:
         """Score of `key` minus the mean score of the other visible keys, nats."""
         n_pos = self.pattern.shape[-1]
+        wide = torch.promote_types(self.pattern.dtype, torch.float32)
         seen = torch.ones(n_pos, n_pos, dtype=torch.bool).to(self.pattern.device).tril()
         if self.scores is None:
-            scores = self.pattern.log()
+            scores = self.pattern.to(wide).log()
             lost = (scores.isinf() & seen).any(-1, keepdim=True)
             scores = scores.masked_fill(lost, torch.nan)
         else:
             scores = self.scores
             seen = seen & (scores > torch.finfo(scores.dtype).min / 2)
+            scores = scores.to(wide)
         others = seen.clone()
         others[..., key] = False
         mean = torch.where(others, scores, 0.0).sum(-1) / others.sum(-1)

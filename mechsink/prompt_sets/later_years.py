@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsink.metrics import at_least_float32
 from mechsink.prompt_sets.candidates import Candidate, next_token, token_rows
 from mechsink.prompt_sets.sets import DRAWS, PromptSet, make
 from mechsink.prompt_sets.words import EVENTS
@@ -122,7 +123,7 @@ class YearsAbove:
 
     def __call__(self, run: Run, prompts: Any) -> Float[Tensor, " prompt"]:
         """One difference of probabilities a prompt."""
-        p = run.logits[:, -1].softmax(-1)
+        p = at_least_float32(run.logits[:, -1]).softmax(-1)
         weights = torch.zeros_like(p)
         for i, row in enumerate(prompts.clean.tolist()):
             signs = self.signs.get(tuple(row))

@@ -26,6 +26,7 @@ from mechsink.interventions.peeking import (
     self_attention,
 )
 from mechsink.interventions.replacements import resample, zero
+from mechsink.metrics import at_least_float32
 from mechsink.models.memory import rows_that_fit
 from mechsink.results import Result, provenance, wilson
 from mechsink.run import Edit, Model
@@ -180,7 +181,7 @@ def outcomes(
     for start in range(0, len(slots), step):
         some = slots.rows(slice(start, start + step))
         edit = None if edits is None else edits(some.tokens)
-        last = model.run(some.tokens, edit=edit).logits[:, -1].float()
+        last = at_least_float32(model.run(some.tokens, edit=edit).logits[:, -1])
         assert some.answers is not None
         own = some.answers[:, None]
         likeliest.append(last.argmax(-1))

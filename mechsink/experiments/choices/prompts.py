@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsink.metrics import at_least_float32
 from mechsink.prompt_sets.candidates import next_token, row
 from mechsink.prompt_sets.sets import PromptSet
 from mechsink.prompts import PromptPairs, TokenPairs
@@ -185,8 +186,8 @@ class LabelMargin:
 
     def __call__(self, run: Run, prompts: TokenPairs) -> Float[Tensor, " prompt"]:
         """One difference a prompt."""
-        weights = self.choices.weights[prompts.index].to(run.logits)
-        return (_label_logits(self.choices, run, prompts) * weights).sum(-1)
+        logits = at_least_float32(_label_logits(self.choices, run, prompts))
+        return (logits * self.choices.weights[prompts.index].to(logits)).sum(-1)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

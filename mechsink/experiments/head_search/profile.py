@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsink import plotting
-from mechsink.metrics import Answers
+from mechsink.metrics import Answers, at_least_float32
 from mechsink.plotting import Axes
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.results import Result, provenance
@@ -38,7 +38,7 @@ class NextTokenEntropy:
 
     def __call__(self, run: Run, prompts: Any = None) -> Float[Tensor, " prompt"]:
         """One entropy a prompt."""
-        logprobs = run.logits[:, -1].log_softmax(-1)
+        logprobs = at_least_float32(run.logits[:, -1]).log_softmax(-1)
         return -(logprobs.exp() * logprobs).nan_to_num(0.0).sum(-1)
 
 

@@ -24,6 +24,7 @@ from mechsink.attribution.edge_gradients import Point, collect, readers, score
 from mechsink.attribution.edge_patching import cut_metric
 from mechsink.attribution.short_runs import metric_of
 from mechsink.experiments.sink_circuits.runs import AtPosition, Ends
+from mechsink.metrics import at_least_float32
 from mechsink.run import Edit, Metric
 from mechsink.sites import Site
 
@@ -66,7 +67,8 @@ def attributed(
         if grads is None:
             columns |= {name: torch.zeros(n, dtype=torch.float64) for name in names}
             continue
-        change = ends.cache[site][:, what.position] - ends.instead[site]
+        own = at_least_float32(ends.cache[site][:, what.position])
+        change = own - ends.instead[site]
         product = (change * grads).sum(-1).double().cpu()
         for name in names:
             head = what.place(name).head
@@ -147,6 +149,6 @@ def _mean_gradient(
     (grad,) = torch.autograd.grad(values.sum(), seen, allow_unused=True)
     if grad is None:
         return None
-    parts = grad[:, what.position].unflatten(0, (len(points), n))
+    parts = at_least_float32(grad[:, what.position]).unflatten(0, (len(points), n))
     weights = parts.new_tensor([weight for _, weight in points])
     return torch.einsum("k,k...->...", weights, parts)

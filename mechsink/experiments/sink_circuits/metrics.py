@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsink.metrics import at_least_float32
 from mechsink.run import Run
 from mechsink.sites import Site
 
@@ -58,8 +59,8 @@ class SinkAttentionOf:
         """One score a prompt and head, in the order of `heads`."""
         at = self.position
         columns = [
-            run.cache[Site("pattern", layer, head=head)][:, at:, at].mean(-1)
-            for layer, head in self.heads
+            at_least_float32(run.cache[site][:, at:, at]).mean(-1)
+            for site in (Site("pattern", layer, head=h) for layer, h in self.heads)
         ]
         return torch.stack(columns, dim=-1)
 
@@ -97,7 +98,8 @@ class ResidNorm:
 
     def __call__(self, run: Run, prompts: Any = None) -> Float[Tensor, " prompt"]:
         """One norm a prompt."""
-        return run.cache[self.site][:, self.position].norm(dim=-1)
+        here = run.cache[self.site][:, self.position]
+        return at_least_float32(here).norm(dim=-1)  # squares overflow in float16
 
 
 def sink_attention_of(
