@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from mechsink.run import Model
@@ -34,6 +35,7 @@ LARGE = 200_000
 R = TypeVar("R", bound="Result")  # not Self: beartype refuses it on a method
 
 _VERSIONED = ("mechsink", "torch", "transformers", "transformer-lens")
+_BACKENDS = ("nnsight",)  # recorded only where they ran
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: == between tables is not a bool
@@ -128,17 +130,27 @@ def provenance(
         settings: the options of the measurement.
 
     Returns:
-        A dict of plain values, ready for JSON. `tokens` has one entry a prompt,
-        with `ids` and `strings`.
+        A dict of plain values, ready for JSON: versions (nnsight's too, where it
+        read the sites), model, model_info, device, dtype, attention (how it was
+        computed), threads (torch's, on the CPU), matmul (precision of float32
+        products on a GPU), seed (of what was drawn; None where nothing was),
+        settings, n_prompts, n_tokens, and tokens with one entry a prompt: `ids` and
+        `strings`.
     """
     batches = [tokens] if isinstance(tokens, Tensor) else list(tokens)
     rows = [row for batch in batches for row in batch.cpu()]
+    info = model.info
+    backend = (info["backend"],) if info.get("backend") in _BACKENDS else ()
     meta: dict[str, Any] = {
-        "versions": versions(),
+        "versions": versions(*backend),
         "model": model.name,
-        "model_info": model.info,
+        "model_info": info,
         "device": model.device,
         "dtype": model.dtype,
+        "attention": info.get("attention"),
+        "threads": torch.get_num_threads(),
+        "matmul": torch.get_float32_matmul_precision(),
+        "seed": settings.get("seed"),
         "settings": settings,
         "n_prompts": len(rows),
         "n_tokens": sum(len(row) for row in rows),
@@ -149,9 +161,9 @@ def provenance(
     return plain(meta)
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the libraries that decide numbers."""
-    found = {name: _version(name) for name in _VERSIONED}
+def versions(*more: str) -> dict[str, str | None]:
+    """Versions of Python, of the libraries that decide numbers, and of some more."""
+    found = {name: _version(name) for name in (*_VERSIONED, *more)}
     return {"python": platform.python_version(), **found}
 
 

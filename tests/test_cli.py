@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -201,6 +202,39 @@ def test_patch_sweeps_pairs_of_a_file(tmp_path):
     table = pd.read_csv(out / "table.csv")
     assert (table.loc[table["layer"] >= 1, "effect"] == 0).all()
     assert table.loc[table["layer"] == 0, "effect"].abs().max() > 1e-3
+
+
+@pytest.mark.matrix
+def test_float64_tells_rounding_from_the_rest(tmp_path):
+    model = save_tiny(tmp_path / "model")
+    pairs = tmp_path / "pairs.jsonl"
+    row = {"clean": "abcd", "corrupted": "abxd", "answer": "e", "wrong": "f"}
+    pairs.write_text(json.dumps(row) + "\n")
+    (tmp_path / "text.txt").write_text("Some words to measure on. " * 40)
+    text = tmp_path / "text.txt"
+    verbs = {
+        "patch": ([model, pairs, "--site", "resid_pre"], "value"),
+        "circuit": ([model, pairs, "--edges", "20"], "score"),
+        "sinks": ([model, "--text", text, "--length", "16", "--texts", "2"], "score"),
+        "heads": (
+            [model, "--domain", f"a={text}", "--domain", f"b={text}", "--length", "16"],
+            "difference",
+        ),
+    }
+    for verb, (args, column) in verbs.items():
+        found = {}
+        for flag in ((), ("--float64",)):
+            out = tmp_path / f"{verb}{len(flag)}"
+            done = mechsink(verb, *args, "--out", out, *flag)
+            assert done.exit_code == 0, done.output
+            meta = json.loads((out / "meta.json").read_text())
+            found[meta["dtype"]] = pd.read_csv(out / "table.csv")[column].to_numpy()
+        single, double = found["torch.float32"], found["torch.float64"]
+        off = abs(single - double)
+        scale = max(abs(double).max(), 1e-3)
+        assert off[~np.isnan(off)].max() < 1e-4 * scale, verb
+        if verb != "heads":  # the same text twice differs by nothing
+            assert off.max() > 0, verb
 
 
 @pytest.mark.parametrize(

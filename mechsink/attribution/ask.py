@@ -152,10 +152,12 @@ def scores_of(
     started: float,
     settings: Mapping[str, int],
     edges: Sequence[tuple[str, str]] | None = None,
+    noise: Sequence[float] = (),
 ) -> EdgeScores:
     """The result, from one [source target] tensor of scores a prompt.
 
-    `edges`: the only ones that were measured; default all.
+    `edges`: the only ones that were measured; default all. `noise`: the floor of each
+    prompt's metric, where scores are differences of it.
     """
     ask.require_varying()
     wires = ask.wires
@@ -190,4 +192,5 @@ def scores_of(
         dataclasses.asdict(wires),
         [ask.clean[i] for i in range(len(by_prompt))],
         [ask.corrupted[i] for i in range(len(by_prompt))],
+        list(noise),
     )

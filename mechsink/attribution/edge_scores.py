@@ -1,14 +1,16 @@
 """`EdgeScores`: what each edge of the computational graph is worth to a metric."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from mechsink import plotting
 from mechsink.attribution.wires import Wires
 from mechsink.plotting import Axes
+from mechsink.precision import below_mean
 from mechsink.results import Result
 
 
@@ -32,6 +34,18 @@ class EdgeScores(Result):
     graph: dict[str, Any]  # the fields of `Wires`
     clean: list[float]  # metric on the clean run, one a prompt, in its unit
     corrupted: list[float]
+    noise: list[float] = field(default_factory=list)
+    """Floor of each prompt's metric, where edges were patched; estimates have none."""
+
+    def below_noise(self) -> pd.Series:
+        """Edges whose score is no larger than rounding of the metric may make it.
+
+        Raises:
+            ValueError: the scores are estimates, or were saved without a floor.
+        """
+        score = self.table["score"].to_numpy()
+        found = below_mean(score, self.noise, f"EdgeScores by {self.method}")
+        return pd.Series(found, index=self.table.index, name="below_noise")
 
     @property
     def wires(self) -> Wires:

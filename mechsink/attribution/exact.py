@@ -11,6 +11,7 @@ from mechsink.attribution.ask import Asked, asked, scores_of
 from mechsink.attribution.edge_patching import cut_metric, cut_rows
 from mechsink.attribution.edge_scores import EdgeScores
 from mechsink.attribution.writes import written
+from mechsink.precision import floors
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.run import Metric, Model
@@ -73,7 +74,8 @@ def exact_edges(
         ask.each_batch(
             lambda n_pos: max(1, cut_rows(model, ask.wires, n_pos) // 8), work
         )
-    return scores_of(ask, by_prompt, "exact_edges", seed, started, {}, edges)
+    noise = floors(model, ask.groups, metric)
+    return scores_of(ask, by_prompt, "exact_edges", seed, started, {}, edges, noise)
 
 
 def _changed(

@@ -7,7 +7,7 @@ May import: rooms up to attribution.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from mechsink.circuits.ratios import (
     ratio_of_means,
     resampled_ratios,
 )
+from mechsink.precision import below, below_mean, floors
 from mechsink.prompts import PromptPairs
 from mechsink.results import Result, provenance
 from mechsink.run import Metric, Model
@@ -48,14 +49,32 @@ class Faithfulness(Result):
     n_graph: int  # of the model
     metric: str
     ablation: str
+    noise: list[float] = field(default_factory=list)  # floor of each prompt's metric
+
+    def below_noise(self) -> pd.Series:
+        """Prompts where full and ablated differ by no more than rounding may.
+
+        Raises:
+            ValueError: the result was saved without a floor.
+        """
+        full, ablated, prompts = (
+            self.table[c].to_numpy() for c in ("full", "ablated", "prompt")
+        )
+        found = below(full - ablated, self.noise, prompts, "Faithfulness")
+        return pd.Series(found, index=self.table.index, name="below_noise")
 
     def describe(self) -> str:
         """The number with all that it depends on, in one line."""
-        return (
+        words = (
             f"faithfulness {shown(self.value, self.low, self.high)} of "
             f"{self.n_edges} of {self.n_graph} edges; {self.metric}, ablation "
             f"{self.ablation}, {len(self.table)} prompts"
         )
+        means = self.table[["full", "ablated"]].mean()
+        apart = np.array([means["full"] - means["ablated"]])
+        if self.noise and below_mean(apart, self.noise, "Faithfulness")[0]:
+            words += "; full and ablated differ by no more than rounding may"
+        return words
 
 
 @checked
@@ -100,7 +119,7 @@ def faithfulness(
     return Faithfulness(
         table, meta, float(ratio_of_means(value, ablated, full)[0]),
         float(low[0]), float(high[0]), int(mask.sum()), len(runs.ask.wires.edges),
-        name, ablation,
+        name, ablation, floors(model, runs.ask.groups, metric),
     )  # fmt: skip
 
 

@@ -3,10 +3,13 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
+
+if TYPE_CHECKING:
+    from mechsink.run import Model
 
 BAD_INPUT, FAILURE, STOPPED = 2, 1, 130
 """Exit codes beside 0; they stand in the help text too."""
@@ -69,6 +72,14 @@ Seed = Annotated[int, typer.Option(help="Seed of the toy's weights and data.", m
 Steps = Annotated[
     int | None, typer.Option(help="Training steps, instead of the preset's.", min=1)
 ]
+Float64 = Annotated[
+    bool,
+    typer.Option(
+        "--float64",
+        help="Measure a float64 copy of the model, on the CPU: what then goes away was "
+        "rounding. Eight bytes a weight, several times slower.",
+    ),
+]
 
 
 def _print_versions(asked: bool) -> bool:
@@ -95,6 +106,20 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     pass
+
+
+def load(model: str, float64: bool) -> "Model":
+    """The model to measure, with a line on the screen while it loads."""
+    from mechsink.models.load import load_model
+    from mechsink.progress import waiting
+
+    with waiting(f"loading {model}"):
+        loaded = load_model(model)
+        if not float64:
+            return loaded
+        from mechsink.models.float64 import in_float64
+
+        return in_float64(loaded)
 
 
 def done(out: Path, name: str = "report.html") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mechsink.cli.app import Out, app, done
+from mechsink.cli.app import Float64, Out, app, done, load
 from mechsink.cli.words import by_direction, by_method, by_metric, by_pairs
 
 SkipBad = Annotated[
@@ -45,6 +45,7 @@ def patch(
     ] = "logit-diff",
     skip_bad: SkipBad = False,
     out: Out = Path("patch"),
+    float64: Float64 = False,
 ) -> None:
     """Which places of a model carry a behaviour: activation patching over pairs.
 
@@ -55,15 +56,12 @@ def patch(
     from mechsink.report.folder import output_folder
 
     with output_folder(out) as stage:
-        from mechsink.models.load import load_model
-        from mechsink.progress import waiting
         from mechsink.prompts import PromptPairs
         from mechsink.report.patching import SITES, patch_report
 
         given = PromptPairs.from_jsonl(pairs, skip_bad=skip_bad)
         measure, way = by_metric(metric, "patch"), by_direction(direction)
-        with waiting(f"loading {model}"):
-            loaded = load_model(model)
+        loaded = load(model, float64)
         report = patch_report(
             loaded, given, measure, sites=site or SITES, direction=way
         )
@@ -124,6 +122,7 @@ def circuit(
     ] = 0,
     skip_bad: SkipBad = False,
     out: Out = Path("circuit"),
+    float64: Float64 = False,
 ) -> None:
     """Which edges between components carry a behaviour, and how faithful they are.
 
@@ -136,15 +135,12 @@ def circuit(
     from mechsink.report.folder import output_folder
 
     with output_folder(out) as stage:
-        from mechsink.models.load import load_model
-        from mechsink.progress import waiting
         from mechsink.report.circuits import edge_report
 
         pairs_for = by_pairs(pairs, set_, prompts, seed, skip_bad)
         measure = by_metric(metric, "circuit")
         score = by_method(method, steps)
-        with waiting(f"loading {model}"):
-            loaded = load_model(model)
+        loaded = load(model, float64)
         report = edge_report(
             loaded,
             pairs_for(loaded),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mechsink.cli.app import Out, app, done
+from mechsink.cli.app import Float64, Out, app, done, load
 
 
 @app.command()
@@ -28,6 +28,7 @@ def sinks(
     eps: Annotated[
         float, typer.Option(help="Sink score above which a head counts.", min=0, max=1)
     ] = 0.3,
+    float64: Float64 = False,
 ) -> None:
     """Attention sinks, value drains and residual peaks of a model.
 
@@ -36,14 +37,11 @@ def sinks(
     from mechsink.report.folder import output_folder
 
     with output_folder(out) as stage:
-        from mechsink.models.load import load_model
-        from mechsink.progress import waiting
         from mechsink.report.sinks import sink_report
         from mechsink.report.texts import read_texts
 
         given = read_texts(text, length, texts) if text else None
-        with waiting(f"loading {model}"):
-            loaded = load_model(model)
+        loaded = load(model, float64)
         report = sink_report(
             loaded, given, position=position, length=length, eps=eps, n_texts=texts
         )
@@ -71,6 +69,7 @@ def heads(
         int, typer.Option(help="Heads to zero, the most different first.", min=0)
     ] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the permutations.", min=0)] = 0,
+    float64: Float64 = False,
 ) -> None:
     """Which heads rest on one kind of text and work on another.
 
@@ -79,7 +78,6 @@ def heads(
     from mechsink.report.folder import output_folder
 
     with output_folder(out) as stage:
-        from mechsink.models.load import load_model
         from mechsink.progress import waiting
         from mechsink.report.domains import default_domains, read_domains
         from mechsink.report.heads import heads_report
@@ -87,8 +85,7 @@ def heads(
         found, notes = default_domains(texts, length), list[str]()
         if domain:
             found, notes = read_domains(domain, length, texts)
-        with waiting(f"loading {model}"):
-            loaded = load_model(model)
+        loaded = load(model, float64)
         with waiting("measuring heads"):
             report = heads_report(
                 loaded,

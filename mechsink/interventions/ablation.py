@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechsink.interventions.replacements import Replacement
 from mechsink.models.memory import rows_that_fit
+from mechsink.precision import below, floors
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.results import Result, provenance
 from mechsink.run import Edit, Metric, Model
@@ -30,6 +31,17 @@ class AblationResult(Result):
 
     sites: list[str]
     metric: str
+    noise: list[float] = field(default_factory=list)  # floor of each prompt's metric
+
+    def below_noise(self) -> pd.Series:
+        """Prompts whose metric changed by no more than rounding may.
+
+        Raises:
+            ValueError: the result was saved without a floor.
+        """
+        change, prompts = (self.table[c].to_numpy() for c in ("change", "prompt"))
+        found = below(change, self.noise, prompts, "AblationResult")
+        return pd.Series(found, index=self.table.index, name="below_noise")
 
     @property
     def mean_change(self) -> float:
@@ -103,8 +115,16 @@ def ablate(
         sites=names,
         metric=repr(metric),
         positions=None if positions is None else str(positions),
+        replacement=_maker(replacement),
+        seed=getattr(replacement, "seed", None),
     )
-    return AblationResult(table, meta, names, repr(metric))
+    noise = floors(model, groups, metric)
+    return AblationResult(table, meta, names, repr(metric), noise)
+
+
+def _maker(replacement: Replacement) -> str:
+    """The function that made it: "resample" of "resample.<locals>.values"."""
+    return getattr(replacement, "__qualname__", repr(replacement)).split(".")[0]
 
 
 def _resolved(

@@ -192,6 +192,7 @@ def context_mean(
         )
         return {where: mean.at(tokens) for where, mean in means.items()}
 
+    values.seed = seed  # type: ignore[attr-defined]  # results store it
     return values
 
 

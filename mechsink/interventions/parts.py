@@ -58,8 +58,12 @@ class Parts:
             found = load(path.read_bytes())
         except SafetensorError:  # cut short by a full disk, say: measured again
             return None
+        if "noise" not in found:  # of an earlier version
+            return None
         engine = bytes(found["engine"].tolist()).decode()
-        return Swept(found["values"], found["patched"], found["other"], engine)
+        return Swept(
+            found["values"], found["patched"], found["other"], found["noise"], engine
+        )
 
     def write(self, index: Sequence[int], batch: Swept) -> None:
         """Keep a finished batch."""
@@ -67,6 +71,7 @@ class Parts:
             "values": batch.values.contiguous(),
             "patched": batch.patched.contiguous(),
             "other": batch.other.contiguous(),
+            "noise": batch.noise.contiguous(),
             "engine": torch.tensor(list(batch.engine.encode()), dtype=torch.uint8),
         }
         atomic_write(self._path(index), save(tensors))

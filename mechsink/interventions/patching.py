@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from mechsink.interventions.places import (
 )
 from mechsink.interventions.sweep import Engine, Swept, swept
 from mechsink.plotting import Axes
+from mechsink.precision import below, below_mean
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.results import Result, provenance
@@ -45,9 +47,33 @@ class PatchingResult(Result):
     metric: str
     clean: list[float]  # metric on the clean run, one a prompt, in its unit
     corrupted: list[float]
+    noise: list[float] = field(default_factory=list)  # floor of each prompt's metric
+
+    @property
+    def change(self) -> pd.Series:
+        """`value` less the metric of the run being patched, one a row of `table`."""
+        base = self.corrupted if self.direction == "denoising" else self.clean
+        change: Any = self.table["value"] - np.asarray(base)[self.table["prompt"]]
+        return change
+
+    def below_noise(self) -> pd.Series:
+        """Rows whose patch moved the metric by no more than rounding may.
+
+        The run being patched and its patched copy then can't be told apart at this
+        precision; `mechsink.precision` says how the floor, `noise`, is measured.
+
+        Raises:
+            ValueError: the result was saved without a floor.
+        """
+        prompts = self.table["prompt"].to_numpy()
+        found = below(self.change.to_numpy(), self.noise, prompts, "PatchingResult")
+        return pd.Series(found, index=self.table.index, name="below_noise")
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Heat map of the mean effect over prompts: layer by position, or by head."""
+        """Heat map of the mean effect over prompts: layer by position, or by head.
+
+        A dot marks a place that moved the metric, but by no more than rounding may.
+        """
         parts = [c for c in PART_COLUMN.values() if c in self.table.columns]
         several = len(self.table["pos"].unique()) > 1
         column = "pos" if several or not parts else parts[0]
@@ -56,6 +82,15 @@ class PatchingResult(Result):
         with plotting.theme():
             ax = ax or plotting.new_axes()
             plotting.heat_map(ax, grid, label, diverging=True)
+            if self.noise:
+                moved = self.table.assign(change=self.change.abs())
+                moved = moved.pivot_table(
+                    index="layer", columns=column, values="change"
+                )
+                size = moved.reindex_like(grid).to_numpy()
+                small = below_mean(size, self.noise, "PatchingResult") & (size > 0)
+                row, at = small.nonzero()
+                ax.plot(at, row, ".", ms=2, color="0.4", ls="")
             if column == "pos" and (names := self._tokens()) is not None:
                 ax.set_xticks(range(len(grid.columns)))
                 shown = [names[pos] for pos in grid.columns]
@@ -127,7 +162,7 @@ def patch_sweep(
         if (Path(folder) / "meta.json").exists():
             return PatchingResult.load(folder)
     tables: list[pd.DataFrame] = []
-    clean_values, corrupted_values = {}, {}
+    clean_values, corrupted_values, noise = {}, {}, {}
     engines: list[str] = []
     with bar(f"patch {site}", len(pairs), progress) as advance:
         for batch in _batches(groups):
@@ -143,6 +178,7 @@ def patch_sweep(
             )
             clean_values |= dict(zip(batch.index, clean, strict=True))
             corrupted_values |= dict(zip(batch.index, corrupted, strict=True))
+            noise |= dict(zip(batch.index, found.noise.tolist(), strict=True))
             tables.append(_table(found, batch, where))
             engines += [found.engine]
             advance(len(batch))
@@ -167,6 +203,7 @@ def patch_sweep(
         repr(metric),
         [clean_values[i] for i in range(len(pairs))],
         [corrupted_values[i] for i in range(len(pairs))],
+        [noise[i] for i in range(len(pairs))],
     )
     if parts is not None:
         result.save(parts.folder)

@@ -5,9 +5,10 @@ Source: path patching, Wang et al. 2022 (arXiv:2211.00593).
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from mechsink.interventions.routes import (
     reached,
 )
 from mechsink.plotting import Axes
+from mechsink.precision import below, floors
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.results import Result, provenance
 from mechsink.run import Metric, Model, ModelShape
@@ -51,6 +53,30 @@ class PathResult(Result):
     metric: str
     clean: list[float]  # metric on the clean run, one a prompt, in its unit
     corrupted: list[float]
+    noise: list[float] = field(default_factory=list)  # floor of each prompt's metric
+
+    def below_noise(self, column: str = "value") -> pd.Series:
+        """Rows where a change of the metric is no larger than rounding may make it.
+
+        Args:
+            column: value (its change by the path), total, direct, indirect or
+                pure_indirect.
+
+        Raises:
+            ValueError: another column, or a result that was saved without a floor.
+        """
+        known = ("value", "total", "direct", "indirect", "pure_indirect")
+        if column not in known:
+            raise ValueError(
+                f"below_noise: column={column!r}. Allowed: {', '.join(known)}."
+            )
+        prompts = self.table["prompt"].to_numpy()
+        change = self.table[column].to_numpy()
+        if column == "value":
+            base = self.corrupted if self.direction == "denoising" else self.clean
+            change = change - np.asarray(base)[prompts]
+        found = below(change, self.noise, prompts, type(self).__name__)
+        return pd.Series(found, index=self.table.index, name="below_noise")
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,6 +257,7 @@ def _measured(
         "metric": repr(metric),
         "clean": clean,
         "corrupted": corrupted,
+        "noise": floors(model, batches, metric, corrupted=direction == "denoising"),
     }
 
 

@@ -98,6 +98,7 @@ def resample(reference: Int[Tensor, "prompt pos"], *, seed: int = 0) -> Replacem
                 found[site].append(cache[site])
         return {site: torch.cat(parts) for site, parts in found.items()}
 
+    values.seed = seed  # type: ignore[attr-defined]  # results store it
     return values
 
 

@@ -12,10 +12,12 @@ from mechsink.interventions.cells import cells
 from mechsink.interventions.entries import STREAM, Entry, entries
 from mechsink.interventions.places import Places, first_difference
 from mechsink.interventions.reading import Reading, collides, why_not
+from mechsink.interventions.rounding import wave_floor
 from mechsink.interventions.wave import wave
 from mechsink.models.continuation import BaseRun, CannotContinueError
 from mechsink.models.memory import rows_that_fit
 from mechsink.models.resume import base_run
+from mechsink.precision import floor
 from mechsink.prompts import TokenPairs
 from mechsink.run import Metric, Model
 from mechsink.sites import Site
@@ -33,6 +35,7 @@ class Swept:
     values: Float[Tensor, "prompt layer part spot"]
     patched: Float[Tensor, " prompt"]  # the run that values were patched into
     other: Float[Tensor, " prompt"]  # the run that they came from
+    noise: Float[Tensor, " prompt"]  # how far `patched` moves by rounding
     engine: str
 
 
@@ -73,6 +76,7 @@ def _together(parts: Iterator[Swept]) -> Swept:
         torch.cat([part.values for part in found]),
         torch.cat([part.patched for part in found]),
         torch.cat([part.other for part in found]),
+        torch.cat([part.noise for part in found]),
         found[0].engine,
     )
 
@@ -100,7 +104,8 @@ def _swept(
             for tokens in places.roles(pairs)
         ]
         values = cells(model, pairs, metric, places, places.layers, share)
-        return Swept(values, runs[0], runs[1], f"cells ({why})")
+        noise = floor(model, pairs, metric, tokens=places.roles(pairs)[0])
+        return Swept(values, runs[0], runs[1], noise, f"cells ({why})")
     return _by_wave(model, base, pairs, metric, places, share)
 
 
@@ -140,16 +145,17 @@ def _by_wave(
     high = torch.where(differs.cpu() == pairs.n_pos, low, high)  # the same run
     first = int(differs.min())
     live = [s for s in spots if s is None or s >= first] if first < pairs.n_pos else []
+    fit, a_pass = _sizes(model, reading, pairs.n_pos, share)
+    noise = wave_floor(model, base, reading, at_base, pairs, low, fit)
     for at, layer in enumerate(places.layers):
         if layer in inside:
             values[:, at] = cells(model, pairs, metric, places, [layer], share)[:, 0]
     if not (live and layers):
-        return Swept(values, low, high, _said(inside))
+        return Swept(values, low, high, noise, _said(inside))
 
     row = {name: n for n, name in enumerate(places.layers)}
     part_row = {name: n for n, name in enumerate(places.parts)}
     spot_row = {name: n for n, name in enumerate(spots)}
-    fit, a_pass = _sizes(model, reading, pairs.n_pos, share)
     # Streams are kept for a few parts at a time, a fraction of a block's rows each.
     at_once = max(1, 4 * fit // (len(layers) * len(pairs)))
     for some in _chunks(places.parts, at_once):
@@ -167,7 +173,7 @@ def _by_wave(
     same = ends[None] < differs.cpu()[:, None]
     unchanged = low[:, None, None, None].expand(shape)
     values = torch.where(same[:, None, None, :], unchanged, values)
-    return Swept(values, low, high, _said(inside))
+    return Swept(values, low, high, noise, _said(inside))
 
 
 def _said(inside: Sequence[int]) -> str:

@@ -38,7 +38,7 @@ class PatchReport(PagedResult):
 
     `table`: site, prompt, layer, head, kv_head, pos, value, effect, as in
     `PatchingResult`, NaN where a site has no such axis. `runs`: prompt, clean and
-    corrupted metric.
+    corrupted metric, and noise_SITE, the noise floor of each site's sweep.
     """
 
     runs: pd.DataFrame
@@ -52,8 +52,10 @@ class PatchReport(PagedResult):
         for name in {"prompt", "layer", "pos", *PART_COLUMN.values()} & {*table}:
             table[name] = table[name].astype("int64")
         clean, corrupted = (self.runs[c].tolist() for c in ("clean", "corrupted"))
+        name = f"noise_{site}"  # each site's values enter at another place
+        noise = self.runs[name].tolist() if name in self.runs else []
         return PatchingResult(
-            table, self.meta, site, self.direction, self.metric, clean, corrupted
+            table, self.meta, site, self.direction, self.metric, clean, corrupted, noise
         )
 
     @property
@@ -149,6 +151,7 @@ class PatchReport(PagedResult):
                 f"{weak} of {len(span)} pairs move the metric by less than a tenth of "
                 "the median pair: their effects are quotients of small numbers."
             )
+        notes += self._below_noise()
         if len(self.runs) < ENOUGH:
             notes.append(
                 f"Fewer than {ENOUGH} pairs: means carry no interval; look at "
@@ -157,6 +160,19 @@ class PatchReport(PagedResult):
         if quantized := self.meta["model_info"].get("weights_note"):
             notes.append(f"Weights: {quantized}")
         return tuple(notes)
+
+    def _below_noise(self) -> list[str]:
+        """How many patches did nothing that rounding may not do."""
+        sweeps = [self.sweep(site) for site in self.sites]
+        if not all(sweep.noise for sweep in sweeps):
+            return []
+        small = np.concatenate([sweep.below_noise() for sweep in sweeps])
+        floor = max(max(sweep.noise) for sweep in sweeps)
+        return [
+            f"{small.sum()} of {small.size} patches moved the metric by no more than "
+            f"rounding in {self.meta['dtype']} may (the noise floor, here up to "
+            f"{floor:.1g}); dots mark such places where the metric did move."
+        ]
 
 
 def patch_report(
@@ -180,7 +196,7 @@ def patch_report(
         raise ValueError(
             f"patch_report: no sites. Name some, for example {', '.join(SITES)}."
         )
-    tables, engines, sweep = [], {}, None
+    tables, engines, noise, sweep = [], {}, {}, None
     for site in dict.fromkeys(sites):
         by_head = {"head", "kv_head"} & {*AXES.get(site, ())}
         where = "all" if by_head else None
@@ -189,10 +205,11 @@ def patch_report(
         )
         tables.append(sweep.table.assign(site=site))
         engines[site] = sweep.meta["settings"]["engine"]
+        noise[f"noise_{site}"] = sweep.noise
     assert sweep is not None
     table: Any = pd.concat(tables, ignore_index=True)
     table = table[["site", *(c for c in table.columns if c != "site")]]
-    runs = pd.DataFrame({"clean": sweep.clean, "corrupted": sweep.corrupted})
+    runs = pd.DataFrame({"clean": sweep.clean, "corrupted": sweep.corrupted, **noise})
     runs.insert(0, "prompt", np.arange(len(runs)))
     settings = {**sweep.meta["settings"], "site": list(engines), "engine": engines}
     meta = {**sweep.meta, "settings": settings}

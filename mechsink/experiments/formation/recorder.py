@@ -61,6 +61,7 @@ def formation(
     """
     history, own_task = as_checkpoints(checkpoints)
     task = own_task if task is None else task
+    drawn = None
     if tokens is None:
         if task is None:
             raise ValueError(
@@ -69,7 +70,9 @@ def formation(
             )
         n_ctx = next(iter(history.values())).load(selfcheck=False).shape.n_ctx
         tokens = task.sample(n_prompts, min(n_pos, n_ctx) + 1, seed)
+        drawn = seed
     recorder = FormationRecorder(tokens, task=task, position=position, eps=eps)
+    recorder._seed = drawn
     for number, (step, checkpoint) in enumerate(_bar(history, progress)):
         # Hooks are proved on the first checkpoint; the others have its build.
         model = checkpoint.load(selfcheck=number == 0)
@@ -97,6 +100,7 @@ class FormationRecorder:
         self._rows: dict[int, pd.DataFrame] = {}
         self._model: Model | None = None
         self._seconds = 0.0
+        self._seed: int | None = None  # that the tokens were drawn with
 
     def __call__(self, step: int, model: ToyTransformer, task: BigramBackcopy) -> None:
         """Measure a toy transformer in training."""
@@ -131,6 +135,7 @@ class FormationRecorder:
             self.texts.tokens,
             duration=self._seconds,
             measurement="Formation",
+            seed=self._seed,
             position=self.texts.position,
             eps=self.texts.eps,
             steps=steps,
