@@ -17,7 +17,7 @@ from torch import Tensor
 from mechsink.models.cache_policies import Policy
 from mechsink.models.hooks import check_tokens
 from mechsink.models.plain import PlainModel
-from mechsink.models.streaming import Stream
+from mechsink.models.streaming import PIECE, Stream
 from mechsink.run import Model
 
 WINDOW_TOKENS = 2048  # in one forward pass of `window_losses`
@@ -69,11 +69,15 @@ def stream_losses(
     for start in range(0, len(tokens) - 1, piece):
         wall, cpu = time.perf_counter(), time.process_time()
         part = tokens[start : start + piece + 1]
-        logits = stream.step(part[None, :-1])[:, 0]
-        losses = next_losses(logits, part[1:])
+        found = [
+            next_losses(stream.step(some[None])[:, 0], wanted).cpu()
+            for some, wanted in zip(
+                part[:-1].split(PIECE), part[1:].split(PIECE), strict=True
+            )
+        ]
         yield Piece(
             start=start,
-            losses=losses.cpu(),
+            losses=torch.cat(found, dim=1),
             seconds=time.perf_counter() - wall,
             cpu_seconds=time.process_time() - cpu,
             rss=process.memory_info().rss,

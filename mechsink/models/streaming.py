@@ -27,6 +27,9 @@ from mechsink.models.views import shared_view
 from mechsink.run import Model
 
 IMPLEMENTATION = "mechsink_streaming"
+PIECE = 256
+"""Most tokens in a forward pass: memory is that of their scores, however long the
+text, and a bounded cache is not asked about a whole text's worth of keys."""
 ALLOWED = (
     "Allowed: Hugging Face models with rotary positions in every layer, in halves as "
     "Llama turns them (Llama, Mistral, Qwen, Gemma, Phi, GPT-NeoX and their like)."
@@ -96,6 +99,9 @@ class Stream:
     ) -> Float[Tensor, "policy batch pos vocab"]:
         """Read more tokens, any number at once; logits after each of them.
 
+        What a long piece takes is its logits, so give a long text in pieces of some
+        hundred tokens; it is read in such pieces in any case.
+
         Args:
             tokens: the next piece of each text; the number of texts never changes.
 
@@ -107,9 +113,10 @@ class Stream:
         self._check_room(tokens)
         tokens = tokens.to(self.model.device)
         one_by_one = any(policy.reads_attention for policy in self.policies)
-        pieces = tokens.split(1 if one_by_one else tokens.shape[1], dim=1)
-        logits = torch.cat([self._step(piece) for piece in pieces], dim=2)
-        self._logits = logits[:, :, -1]
+        pieces = tokens.split(1 if one_by_one else PIECE, dim=1)
+        parts = [self._step(piece) for piece in pieces]
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        self._logits = logits[:, :, -1].clone()  # a view would keep all of them
         return logits
 
     def generate(

@@ -1,12 +1,15 @@
 """The loss of each text with one head edited, on the cheapest exact path.
 
-A head's edit changes the residual stream from its own layer's output on. Layers
-start from the base run's stream, so one pass gives the changed output of one head in
-every layer at once; each is then continued through the later blocks alone.
+A head's edit changes the residual stream from its own layer's output on: only the
+later blocks run again. Where a model's attention can be watched, that is done on the
+way, in memory linear in length (models/branches.py). Elsewhere all layers start from
+the base run's stream, so that one pass gives the changed output of one head in every
+layer at once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsink.interventions.attention_edits import move_to, zero_head
+from mechsink.models.branches import Branch, Branches, HeadEdit
 from mechsink.models.continuation import CannotContinueError
+from mechsink.models.plain import PlainModel
 from mechsink.models.resume import base_run
 from mechsink.run import Edit, Model
 from mechsink.sinks.dormant.texts import batches
@@ -54,10 +59,16 @@ def head_losses(
     edits = _edits(model, position)
     full, path = [], "continued"
     edited: dict[str, list[np.ndarray]] = {name: [] for name in edits}
+    plain: Any = getattr(model, "plain", None)
+    watched = isinstance(plain, PlainModel) and plain.attends
+    watched = watched and not getattr(model, "inputs", None)  # an image's embeddings
     with torch.no_grad():
         for rows in batches(model, tokens):
             try:
-                loss, found = _continued(model, rows, heads, edits)
+                if watched:
+                    loss, found = _branched(plain, rows, heads, list(edits), position)
+                else:
+                    loss, found = _continued(model, rows, heads, edits)
             except CannotContinueError:
                 loss, found = _whole_runs(model, rows, heads, edits)
                 path = "whole runs"
@@ -72,11 +83,19 @@ def token_losses(
     logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
 ) -> Float[np.ndarray, " batch"]:
     """Mean loss over the tokens that are predicted: all but the first, nats."""
-    predicted = at_least_float32(logits[:, :-1]).flatten(0, 1)
+    return (_summed(logits[:, :-1], tokens[:, 1:]) / (tokens.shape[1] - 1)).numpy()
+
+
+def _summed(
+    logits: Float[Tensor, "batch some vocab"], targets: Int[Tensor, "batch some"]
+) -> Float[Tensor, " batch"]:
+    """Summed loss of the targets, nats, in float64."""
     loss = torch.nn.functional.cross_entropy(
-        predicted, tokens[:, 1:].flatten().long(), reduction="none"
+        at_least_float32(logits).flatten(0, 1),
+        targets.flatten().long().to(logits.device),
+        reduction="none",
     )
-    return loss.reshape(len(tokens), -1).double().mean(1).cpu().numpy()
+    return loss.reshape(len(targets), -1).double().sum(1).cpu()
 
 
 def _edits(model: Model, position: int) -> dict[str, tuple[str, Edit]]:
@@ -91,6 +110,38 @@ def _edits(model: Model, position: int) -> dict[str, tuple[str, Edit]]:
     if "pattern" in can:
         edits["moved"] = ("pattern", move_to(position))
     return edits
+
+
+def _branched(
+    plain: PlainModel,
+    tokens: Int[Tensor, "batch pos"],
+    heads: Sequence[Head],
+    names: Sequence[str],
+    position: int,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What `_continued` gives, with no more than two residual streams held."""
+    made: dict[str, HeadEdit] = {
+        "zeroed": lambda z, v: torch.zeros_like(z),
+        "moved": lambda z, v: torch.cat(
+            [z[:, :position], v[:, position, None].expand_as(z[:, position:])], dim=1
+        ),
+    }
+    branches = [Branch(*head, name) for head in dict.fromkeys(heads) for name in names]
+    found = {name: np.full((len(tokens), len(heads)), np.nan) for name in names}
+    full = np.empty(0)
+    run = Branches(plain, tokens)
+    for branch, stream in run.streams(branches, made):
+        total = torch.zeros(len(tokens), dtype=torch.float64)
+        for start, logits in run.logits(stream[:, :-1]):
+            targets = tokens[:, start + 1 : start + 1 + logits.shape[1]]
+            total += _summed(logits, targets)
+        loss = (total / (tokens.shape[1] - 1)).numpy()
+        if branch is None:
+            full = loss
+        else:
+            same = [n for n, head in enumerate(heads) if head == branch.place]
+            found[branch.edit][:, same] = loss[:, None]
+    return full, found
 
 
 def _continued(
