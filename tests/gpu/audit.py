@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 
 import mechsink as ms
+from mechsink.experiments.emergence.measures import in_view
 from mechsink.models.toy import ToyModel
 from tests.gpu.fake_device import fake_device
 from tests.gpu.measurements import EDITED, MEASUREMENTS, RUNS
@@ -65,12 +66,29 @@ def audit_training() -> Iterator[tuple[str, str]]:
         with tempfile.TemporaryDirectory() as folder:
 
             def run(task: Any = task, steps: Any = steps, at: str = folder) -> None:
-                first = replace(steps, steps=steps.steps)
-                train(task, first, Path(at) / "run", device="fake", progress=False)
-                run = train(task, first, Path(at) / "run", device="fake")
+                seen = []
+                if isinstance(task, BigramBackcopy):
+                    seen = [ms.FormationRecorder(task.sample(2, 17, 1), task=task)]
+                for _ in range(2):  # the second finds it done
+                    run = train(
+                        task, steps, Path(at) / "run", device="fake", callbacks=seen
+                    )
                 assert run.model().W_E.device.type == "cpu"
+                assert not seen or len(seen[0].result().table)
 
             yield f"train {name}", tried(run)
+
+            def swapped(task: Any = task) -> Any:
+                sizes = {"n_layers": 1, "d_model": 32, "d_head": 8, "n_heads": 4}
+                toy = ToyTransformer(ToyConfig(d_vocab=task.d_vocab, **sizes)).eval()
+                model = ToyModel(toy.to("fake"))
+                text = task.sample(2, 17, 1)
+                everything = torch.ones(2, 17, dtype=torch.bool)
+                in_view(model, text, everything, 4)
+                return ms.swap_effects(model, task, text)
+
+            if isinstance(task, BigramBackcopy):
+                yield "swap effects", tried(swapped)
     for name, operator in OPERATORS.items():
 
         def forward(operator: Any = operator) -> None:

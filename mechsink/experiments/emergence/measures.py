@@ -105,8 +105,9 @@ def in_view(
     cache = model.run(inputs, read=sites).cache
     pattern = torch.stack([cache[site].mean(1) for site in sites]).mean(0)
     n = inputs.shape[1]
-    early = torch.arange(1, min(window, n))
-    late = torch.arange(min(window, n), n)
+    early = torch.arange(1, min(window, n), device=pattern.device)
+    late = torch.arange(min(window, n), n, device=pattern.device)
+    counted = counted.to(pattern.device)
     to_first = pattern[:, early, 0] - 1 / (early + 1)
     to_oldest = pattern[:, late, late - window + 1] - 1 / window
     values = {

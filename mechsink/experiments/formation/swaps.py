@@ -83,6 +83,7 @@ def swap_effects(
         swap (of `SWAPS`), measure (as `toy_tasks.evaluate` names it), value in nats.
     """
     rows = []
+    tokens = tokens.to(model.device)
     for name, swap in SWAPS.items():
         risk = evaluate(_Swapped(model, task, swap, layer), task, tokens)
         rows += [
