@@ -6,12 +6,14 @@ no kernel fits (soft caps, windows, padding, learned sink logits, other devices)
 the same is computed exactly in chunks of queries.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from mechsink.models.kernels import kernel_for
 
 CHUNK_BYTES = 64 * 2**20  # one chunk of scores, float32
 
@@ -39,7 +41,7 @@ class FlashAttention:
     def __post_init__(self) -> None:
         plain = self.mask is None and self.softcap is None and self.sink_logit is None
         whole = self.q.shape[2] == self.k.shape[2]
-        kernel = _FLASH.get(self.q.device.type) if plain and whole else None
+        kernel = kernel_for(self.q) if plain and whole else None
         if kernel is not None and self.v.shape[-1] == self.q.shape[-1]:
             k, v = self._per_head(self.k), self._per_head(self.v)
             self.out, self.lse = kernel(self.q, k, v, self.scale)
@@ -121,18 +123,6 @@ class FlashAttention:
 
     def _per_head(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.q.shape[1] // x.shape[1], dim=1)
-
-
-def _flash_cpu(
-    q: Tensor, k: Tensor, v: Tensor, scale: float
-) -> tuple[Float[Tensor, "batch head pos d_head"], Float[Tensor, "batch head pos"]]:
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return flash(q, k, v, 0.0, True, scale=scale)
-
-
-# CUDA kernels that return the logsumexp differ by dtype and version; there the
-# chunked path is used, exact and linear in memory as well.
-_FLASH: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"cpu": _flash_cpu}
 
 
 @dataclass(eq=False)
