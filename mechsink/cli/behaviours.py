@@ -1,17 +1,21 @@
 """Verbs that ask what carries a behaviour: patch, circuit, af1."""
 
 from pathlib import Path
-from typing import Annotated
+from shutil import rmtree
+from typing import Annotated, Any
 
 import typer
 
 from mechsink.cli.app import Float64, Out, app, done, load
+from mechsink.cli.engines import Address, EngineName, Workers, spreading
 from mechsink.cli.words import by_direction, by_method, by_metric, by_pairs
 
 SkipBad = Annotated[
     bool,
     typer.Option(
-        "--skip-bad", help="Leave out lines that are no pairs, and count them."
+        "--skip-bad",
+        help="Leave out lines that are no pairs, and count them; `patch --engine` "
+        "also pairs that give an error, such as those of unequal length.",
     ),
 ]
 
@@ -44,6 +48,9 @@ def patch(
         ),
     ] = "logit-diff",
     skip_bad: SkipBad = False,
+    engine: EngineName = None,
+    workers: Workers = None,
+    address: Address = None,
     out: Out = Path("patch"),
     float64: Float64 = False,
 ) -> None:
@@ -52,20 +59,34 @@ def patch(
     Sites with heads are patched head by head, the others position by position.
 
     Example: [bold]mechsink patch smollm2 pairs.jsonl --site resid_pre --site z[/bold]
+
+    Example: [bold]mechsink patch smollm2 many.jsonl --engine ray --address auto[/bold]
     """
     from mechsink.report.folder import output_folder
 
     with output_folder(out) as stage:
+        from mechsink.interventions.patching import patch_sweep
         from mechsink.prompts import PromptPairs
         from mechsink.report.patching import SITES, patch_report
 
         given = PromptPairs.from_jsonl(pairs, skip_bad=skip_bad)
         measure, way = by_metric(metric, "patch"), by_direction(direction)
+        over = spreading(engine, workers, address, skip_bad)
         loaded = load(model, float64)
+        parts = stage.parent / "parts"
+        sent = loaded if float64 else model
+
+        def sweep(*args: Any, site: str, **options: Any) -> Any:
+            if over is None:
+                return patch_sweep(*args, site=site, **options)
+            spread = over(patch_sweep, sent, parts / site)
+            return spread(*args, site=site, **options)
+
         report = patch_report(
-            loaded, given, measure, sites=site or SITES, direction=way
+            loaded, given, measure, sites=site or SITES, direction=way, sweep=sweep
         )
         report.save(stage)
+        rmtree(parts, ignore_errors=True)
     done(out)
 
 
@@ -121,6 +142,9 @@ def circuit(
         int, typer.Option(help="Seed of the prompts, split and resamples.", min=0)
     ] = 0,
     skip_bad: SkipBad = False,
+    engine: EngineName = None,
+    workers: Workers = None,
+    address: Address = None,
     out: Out = Path("circuit"),
     float64: Float64 = False,
 ) -> None:
@@ -140,7 +164,11 @@ def circuit(
         pairs_for = by_pairs(pairs, set_, prompts, seed, skip_bad)
         measure = by_metric(metric, "circuit")
         score = by_method(method, steps)
+        over = spreading(engine, workers, address, skip_failed=False)
         loaded = load(model, float64)
+        parts = stage.parent / "parts"
+        if over is not None:
+            score = over(score, loaded if float64 else model, parts / "edges")
         report = edge_report(
             loaded,
             pairs_for(loaded),
@@ -152,6 +180,7 @@ def circuit(
             seed=seed,
         )
         report.save(stage)
+        rmtree(parts, ignore_errors=True)
     done(out)
 
 

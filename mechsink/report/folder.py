@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from toy_tasks.storage import locked
+
 MARKER = ".mechsink"
 
 
@@ -26,19 +28,23 @@ def output_folder(path: Path | str) -> Iterator[Path]:
     Raises:
         ValueError: `path` is a file, holds somebody else's files, or cannot be
             written. Raised before the block runs.
+        RuntimeError: another process is writing there.
     """
     path = Path(path).expanduser()
     made = _claim(path)
-    stage = Path(tempfile.mkdtemp(prefix=".new-", dir=path))
-    try:
-        yield stage
-        _replace(stage, path)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if {entry.name for entry in path.iterdir()} == {MARKER}:
-            (path / MARKER).unlink()  # nothing came of it: leave no trace
-            if made:
-                path.rmdir()
+    with locked(path, f"--out {path}"):
+        for left in path.glob(".new-*"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        stage = Path(tempfile.mkdtemp(prefix=".new-", dir=path))
+        try:
+            yield stage
+            _replace(stage, path)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+            if {entry.name for entry in path.iterdir()} == {MARKER}:
+                (path / MARKER).unlink()  # nothing came of it: leave no trace
+                if made:
+                    path.rmdir()
 
 
 def _claim(path: Path) -> bool:

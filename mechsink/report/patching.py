@@ -3,7 +3,7 @@
 May import: sites, run, results, plotting, prompts, interventions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +157,12 @@ class PatchReport(PagedResult):
                 f"Fewer than {ENOUGH} pairs: means carry no interval; look at "
                 "every pair in table.csv."
             )
+        if left_out := self.meta.get("left_out"):
+            number, error = next(iter(left_out.items()))
+            notes.append(
+                f"{len(left_out)} pairs gave an error and were left out. The first, "
+                f"pair {number} of the input: {error}"
+            )
         if quantized := self.meta["model_info"].get("weights_note"):
             notes.append(f"Weights: {quantized}")
         return tuple(notes)
@@ -183,11 +189,18 @@ def patch_report(
     sites: Sequence[str] = SITES,
     direction: Direction = "denoising",
     layers: Sequence[int] | None = None,
+    sweep: Callable[..., PatchingResult] = patch_sweep,
 ) -> PatchReport:
     """Sweep several sites and put them on a page.
 
     Sites with heads are patched head by head over all positions together, others
     position by position.
+
+    Args:
+        model, pairs, metric, direction, layers: as for `patch_sweep`.
+        sites: which, each with a sweep of its own.
+        sweep: what sweeps, called as `patch_sweep` is; to use many processes or
+            machines, a function that calls `ms.spread`.
 
     Raises:
         ValueError: as `patch_sweep`, or no sites.
@@ -196,23 +209,24 @@ def patch_report(
         raise ValueError(
             f"patch_report: no sites. Name some, for example {', '.join(SITES)}."
         )
-    tables, engines, noise, sweep = [], {}, {}, None
+    tables, engines, noise, found = [], {}, {}, None
     for site in dict.fromkeys(sites):
         by_head = {"head", "kv_head"} & {*AXES.get(site, ())}
         where = "all" if by_head else None
-        sweep = patch_sweep(
-            model, pairs, metric, site, direction, layers=layers, positions=where
-        )
-        tables.append(sweep.table.assign(site=site))
-        engines[site] = sweep.meta["settings"]["engine"]
-        noise[f"noise_{site}"] = sweep.noise
-    assert sweep is not None
+        found = sweep(
+            model, pairs, metric, site=site, direction=direction, layers=layers,
+            positions=where,
+        )  # fmt: skip
+        tables.append(found.table.assign(site=site))
+        engines[site] = found.meta["settings"]["engine"]
+        noise[f"noise_{site}"] = found.noise
+    assert found is not None
     table: Any = pd.concat(tables, ignore_index=True)
     table = table[["site", *(c for c in table.columns if c != "site")]]
-    runs = pd.DataFrame({"clean": sweep.clean, "corrupted": sweep.corrupted, **noise})
+    runs = pd.DataFrame({"clean": found.clean, "corrupted": found.corrupted, **noise})
     runs.insert(0, "prompt", np.arange(len(runs)))
-    settings = {**sweep.meta["settings"], "site": list(engines), "engine": engines}
-    meta = {**sweep.meta, "settings": settings}
+    settings = {**found.meta["settings"], "site": list(engines), "engine": engines}
+    meta = {**found.meta, "settings": settings}
     return PatchReport(table, meta, runs, direction, repr(metric))
 
 

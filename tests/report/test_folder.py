@@ -49,3 +49,25 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path) -> None:
         output_folder(tmp_path / "thesis.tex"),
     ):
         pass
+
+
+def test_one_process_writes_a_folder_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with (
+        output_folder(out) as stage,
+        pytest.raises(RuntimeError, match=r"--out .*another process is at work"),
+        output_folder(out),
+    ):
+        pass
+    assert not stage.exists()
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with output_folder(out) as stage:
+        (stage / "report.html").write_text("first")
+    (out / ".new-left").mkdir()
+    with output_folder(out) as stage:
+        (stage / "report.html").write_text("second")
+    assert sorted(path.name for path in out.iterdir()) == [".mechsink", "report.html"]
+    assert (out / "report.html").read_text() == "second"

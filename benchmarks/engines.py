@@ -1,0 +1,63 @@
+"""Throughput of the engines: pairs a second of a sweep, against one process.
+
+    python benchmarks/engines.py [--pairs 600]
+
+Four layers of width 64, pairs of 24 tokens, every layer and position patched. With a
+worker a core the arithmetic allows a ratio of the number of cores; the start of the
+workers (Python, torch, the model) is in the time. Asserts 1.5 for two workers.
+"""
+
+import argparse
+import time
+
+import pandas as pd
+import torch
+
+import mechsink as ms
+from mechsink.engines.engine import Engine
+from mechsink.engines.local import Here, Pool
+from mechsink.engines.on_ray import RayCluster
+from mechsink.models.toy import ToyModel
+from toy_tasks import ToyConfig
+from toy_tasks.transformer import ToyTransformer
+
+WANTED = 1.5
+LENGTH, VOCABULARY = 24, 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=600)
+    n = parser.parse_args().pairs
+    config = ToyConfig(
+        d_vocab=VOCABULARY, n_layers=4, n_heads=4, d_model=64, d_head=16, d_mlp=256,
+        n_ctx=LENGTH,
+    )  # fmt: skip
+    model = ToyModel(ToyTransformer(config, seed=0).eval(), name="small")
+    draw = torch.Generator().manual_seed(0)
+    clean, corrupted = torch.randint(VOCABULARY, (2, n, LENGTH), generator=draw)
+    answers = torch.randint(VOCABULARY - 1, (n,), generator=draw)
+    pairs = ms.PromptPairs(clean, corrupted, answers, answers + 1)
+    engines: list[Engine] = [Here(), Pool(2), RayCluster(workers=2)]
+    tables: list[pd.DataFrame] = []
+    rates: dict[str, float] = {}
+    for engine in engines:
+        started = time.perf_counter()
+        found = ms.spread(ms.patch_sweep, model, pairs, ms.logit_diff, engine=engine)
+        seconds = time.perf_counter() - started
+        tables.append(found.table)
+        rates[engine.name] = n / seconds
+        print(
+            f"{engine.name:5} {n / seconds:7.1f} pairs/s {seconds:7.1f} s "
+            f"{rates[engine.name] / rates['here']:5.2f} times one process"
+        )
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0], check_exact=True)
+    print("all tables are equal to the last bit")
+    for name in ("pool", "ray"):
+        ratio = rates[name] / rates["here"]
+        assert ratio >= WANTED, f"{name}: {ratio:.2f} times, {WANTED} wanted"
+
+
+if __name__ == "__main__":
+    main()
