@@ -2,11 +2,12 @@
 # make test   all tests but the slow ones (under 15 minutes on two cores)
 # make check  linters, types and the fast tests; green at every commit
 # make bench  benchmarks; make test-all adds the slow tests
+# make gpu    tests and benchmarks on CUDA, writes docs/benchmarks-gpu.md
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-all lint quick check bench install clean
+.PHONY: demo test test-all lint quick check bench gpu install clean
 
 install: .venv/installed
 
@@ -42,7 +43,14 @@ quick: install
 	$(BIN)/pytest -n auto -m "not slow and not pretrained and not browser and not matrix"
 
 bench: install
-	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
+	for b in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do \
+		$(BIN)/python $$b || exit 1; done
+
+gpu: install
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
+		'make gpu: torch sees no CUDA device here (build ' + torch.__version__ + ').')"
+	$(BIN)/pytest -n 0 -m gpu
+	$(BIN)/python benchmarks/gpu.py --out docs/benchmarks-gpu.md
 
 clean:
 	rm -rf .venv build dist *.egg-info demo runs

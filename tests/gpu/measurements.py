@@ -41,7 +41,7 @@ RUNS: dict[str, Measurement] = {
         m, TOKENS, 3, edit={ms.Site("pattern", 1): ms.hide_span(SPAN)}
     ),
     "generate sampled": lambda m: ms.generate(
-        m, TOKENS, 3, sampler=ms.temperature(1, 0)
+        m, TOKENS, 3, sampler=ms.temperature(1.0, 0)
     ),
     "noise floor": lambda m: ms.noise_floor(m, PAIRS, LD),
     "reposition": lambda m: ms.reposition(m, TOKENS, [0, 1, 2, 3, 4, 7, 8, 9, 10]),
@@ -142,7 +142,7 @@ SINKS: dict[str, Measurement] = {
     "sink logits": lambda m: ms.sink_logits(m, TOKENS, [0, 2]),
     "residual norms": lambda m: ms.residual_norms(m, TOKENS),
     "value norms": lambda m: ms.value_norms(m, TOKENS),
-    "massive": lambda m: ms.massive_activations(m, TOKENS, threshold=1, times=2),
+    "massive": lambda m: ms.massive_activations(m, TOKENS, threshold=1.0, times=2.0),
     "massive effect": lambda m: ms.massive_effect(m, TOKENS, [(1, 0, 3)]),
     "first token": lambda m: ms.first_token_cosine(m, TOKENS),
     "query attention": lambda m: ms.query_attention(
