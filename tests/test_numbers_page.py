@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import mechsink as ms
@@ -12,6 +13,7 @@ from tests.models.families import tiny
 PAGE = Path(__file__).parent.parent / "docs" / "numbers.md"
 
 
+@pytest.mark.matrix
 def test_the_code_of_the_page_runs(capsys) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert 'load_model("smollm2")' in blocks[0] and len(blocks) == 3

@@ -135,7 +135,7 @@ def test_an_ablation_that_cannot_matter_is_marked(dtype) -> None:
     )
 
 
-@pytest.mark.first_case
+@pytest.mark.matrix
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_paths_nodes_edges_and_circuits_mark_what_does_nothing(dtype) -> None:
     model = model_in(dtype)

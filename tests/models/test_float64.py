@@ -59,7 +59,9 @@ def test_logits_are_those_of_a_run_without_casts(kind, family) -> None:
 
 def test_the_copy_shares_nothing_and_the_model_stays_as_it_was() -> None:
     own = copy.deepcopy(tiny("llama")).to(torch.bfloat16)
-    model = BridgeModel(own, name="mine", info={"weights_note": "4 bit"})
+    model = BridgeModel(
+        own, name="mine", info={"weights_note": "4 bit"}, selfcheck=False
+    )
     before = model.run(TOKENS).logits
     double = in_float64(model)
     assert (double.name, double.dtype) == ("mine", torch.float64)
@@ -78,6 +80,11 @@ def test_the_copy_shares_nothing_and_the_model_stays_as_it_was() -> None:
     theirs = dict(double.plain.model.named_parameters())
     for name, weight in own.named_parameters():
         assert torch.equal(theirs[name], weight.double()), name
+
+
+@pytest.mark.matrix
+def test_a_copy_proves_itself_and_can_be_copied() -> None:
+    double = in_float64(BridgeModel(tiny("llama")))
     assert ms.selfcheck(double).ok
     again = in_float64(double)
     assert torch.equal(again.run(TOKENS).logits, double.run(TOKENS).logits)
