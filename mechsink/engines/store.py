@@ -37,7 +37,13 @@ class Store:
             OSError: it can't be written.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"spread: cannot make the folder {folder}: {error.strerror}. Give one "
+                "inside a folder that you may write to."
+            ) from error
         with locked(folder, "spread"):
             yield cls(folder, identity)
 

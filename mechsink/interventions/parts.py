@@ -5,7 +5,8 @@ which sweep they belong to. Both go once the result itself is saved there.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mechsink.interventions.sweep import Swept
 from mechsink.results import atomic_write, plain, to_json
+from toy_tasks.storage import locked
 
 NAME = "sweep.json"
 
@@ -48,6 +50,32 @@ class Parts:
         else:
             text = to_json({**self._identity, "probe": probe.tolist()})
             atomic_write(path, text)
+
+    @classmethod
+    @contextmanager
+    def held(
+        cls, folder: Path | str, identity: dict[str, Any], probe: Tensor
+    ) -> "Iterator[Parts]":
+        """The batches in a folder that no other process can use meanwhile.
+
+        Raises:
+            RuntimeError: another process is at work there.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"patch_sweep: cannot make the folder {folder}: {error.strerror}. Give "
+                "one inside a folder that you may write to."
+            ) from error
+        with locked(folder, "patch_sweep"):
+            yield cls(folder, identity, probe)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the folder holds the result already."""
+        return (self.folder / "meta.json").exists()
 
     def read(self, index: Sequence[int]) -> Swept | None:
         """A finished batch, None if it isn't."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +94,7 @@ class PatchingResult(Result):
                 ax.plot(at, row, ".", ms=2, color="0.4", ls="")
             if column == "pos" and (names := self._tokens()) is not None:
                 ax.set_xticks(range(len(grid.columns)))
-                shown = [names[pos] for pos in grid.columns]
+                shown = [plotting.literal(names[pos]) for pos in grid.columns]
                 ax.set_xticklabels(shown, rotation=90)
                 ax.set_xlabel("token (· where the prompts differ)")
             return ax
@@ -146,6 +147,7 @@ def patch_sweep(
     Raises:
         ValueError: bad pairs, site, layers or positions, a model that gives NaN, a
             wave that can't be, or a folder that holds another sweep.
+        RuntimeError: another process is at work in the folder.
     """
     started = time.perf_counter()
     where = places(model.shape, site, direction, layers, positions, neurons)
@@ -154,61 +156,70 @@ def patch_sweep(
     groups = pairs.tokens(model)
     for group in groups:
         where.spots(group.n_pos)  # before any work: positions fit all prompts
-    parts = None
-    if folder is not None:
-        parts = Parts(
-            folder, _identity(model, groups, metric, where), _probe(groups, model)
+    batches = list(_batches(groups))
+    with ExitStack() as held:
+        parts = None
+        if folder is not None:
+            asked = _identity(model, groups, metric, where)
+            parts = held.enter_context(Parts.held(folder, asked, _probe(groups, model)))
+            if parts.is_done:
+                return PatchingResult.load(folder)
+        found: list[Swept] = []
+        with bar(f"patch {site}", len(pairs), progress) as advance:
+            for batch in batches:
+                done = None if parts is None else parts.read(batch.index)
+                if done is None:
+                    done = swept(model, batch, metric, where, engine)
+                    _require_numbers(done, batch, direction)
+                    if parts is not None:
+                        parts.write(batch.index, done)
+                found.append(done)
+                advance(len(batch))
+        table = pd.concat(
+            [
+                _table(some, batch, where)
+                for some, batch in zip(found, batches, strict=True)
+            ],
+            ignore_index=True,
         )
-        if (Path(folder) / "meta.json").exists():
-            return PatchingResult.load(folder)
-    tables: list[pd.DataFrame] = []
-    clean_values, corrupted_values, noise = {}, {}, {}
-    engines: list[str] = []
-    with bar(f"patch {site}", len(pairs), progress) as advance:
-        for batch in _batches(groups):
-            found = parts.read(batch.index) if parts is not None else None
-            if found is None:
-                found = swept(model, batch, metric, where, engine)
-                _require_numbers(found, batch, direction)
-                if parts is not None:
-                    parts.write(batch.index, found)
-            base, other = found.patched.tolist(), found.other.tolist()
-            clean, corrupted = (
-                (other, base) if direction == "denoising" else (base, other)
-            )
-            clean_values |= dict(zip(batch.index, clean, strict=True))
-            corrupted_values |= dict(zip(batch.index, corrupted, strict=True))
-            noise |= dict(zip(batch.index, found.noise.tolist(), strict=True))
-            tables.append(_table(found, batch, where))
-            engines += [found.engine]
-            advance(len(batch))
-    table = pd.concat(tables, ignore_index=True)
-    order = [c for c in table.columns if c not in ("value", "effect")]
-    table = table.sort_values(order, ignore_index=True)
-    meta = provenance(
-        model,
-        [t for g in groups for t in (g.clean, g.corrupted)],
-        duration=time.perf_counter() - started,
-        site=site,
-        direction=direction,
-        metric=repr(metric),
-        engine="; ".join(dict.fromkeys(engines)),
-        pairs=len(pairs),
-    )
-    result = PatchingResult(
-        table,
-        meta,
-        site,
-        direction,
-        repr(metric),
-        [clean_values[i] for i in range(len(pairs))],
-        [corrupted_values[i] for i in range(len(pairs))],
-        [noise[i] for i in range(len(pairs))],
-    )
-    if parts is not None:
-        result.save(parts.folder)
-        parts.remove()
+        order = [c for c in table.columns if c not in ("value", "effect")]
+        ends = _by_pair(batches, [some.patched for some in found])
+        others = _by_pair(batches, [some.other for some in found])
+        clean, corrupted = (
+            (others, ends) if direction == "denoising" else (ends, others)
+        )
+        meta = provenance(
+            model,
+            [t for g in groups for t in (g.clean, g.corrupted)],
+            duration=time.perf_counter() - started,
+            site=site,
+            direction=direction,
+            metric=repr(metric),
+            engine="; ".join(dict.fromkeys(some.engine for some in found)),
+            pairs=len(pairs),
+        )
+        result = PatchingResult(
+            table.sort_values(order, ignore_index=True),
+            meta,
+            site,
+            direction,
+            repr(metric),
+            clean,
+            corrupted,
+            _by_pair(batches, [some.noise for some in found]),
+        )
+        if parts is not None:
+            result.save(parts.folder)
+            parts.remove()
     return result
+
+
+def _by_pair(batches: Sequence[TokenPairs], values: Sequence[Tensor]) -> list[float]:
+    """Numbers of the pairs of each batch, in the order of the pairs."""
+    found: dict[int, float] = {}
+    for batch, some in zip(batches, values, strict=True):
+        found |= dict(zip(batch.index, some.tolist(), strict=True))
+    return [found[i] for i in range(len(found))]
 
 
 def _batches(groups: Sequence[TokenPairs]) -> Iterator[TokenPairs]:
