@@ -2,15 +2,18 @@
 
 Each `.plot()` draws inside `theme()`, which leaves the user's rcParams alone.
 matplotlib is imported when something is drawn, never before.
-May import: nothing of mechsink.
+May import: visible.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from mechsink.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,6 +92,18 @@ def colours(n: int) -> list[Any]:
     return list(sns.color_palette("viridis", n))
 
 
+def literal(text: object, most: int = 60) -> str:
+    """A text from outside for a figure: drawn as it is, on one line, cut short.
+
+    No formula begins at "$", and a legend shows it though it is empty or begins
+    with "_".
+    """
+    text = visible(str(text)).replace("\n", "⏎").replace("\t", "⇥")
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    lead = " " if not text or text[0] == "_" else ""
+    return lead + text.replace("$", r"\$")
+
+
 def heat_map(
     ax: Axes,
     grid: pd.DataFrame,
@@ -133,6 +148,7 @@ def heat_map(
     ax.set(xlim=(-0.5, columns - 0.5), ylim=(-0.5, rows - 0.5))
     for side in ("left", "bottom"):
         ax.spines[side].set_visible(False)
+    label = re.sub(r"(?<!\\)\$", r"\\$", label)  # no formula: it may name a metric
     bar = ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)
     return ax
@@ -183,4 +199,5 @@ def _ticks(axis: Any, labels: list[Any], most: int) -> None:
         for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, len(labels))
         if len(labels) <= most * step
     )
-    axis.set_ticks(range(0, len(labels), step), labels[::step])
+    shown = [literal(x) if isinstance(x, str) else x for x in labels[::step]]
+    axis.set_ticks(range(0, len(labels), step), shown)

@@ -1,12 +1,14 @@
 """Progress on a terminal, with time left; nothing where nobody watches.
 
-May import: nothing of mechsink.
+May import: visible.
 """
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
+
+from mechsink.visible import visible
 
 
 @runtime_checkable  # the shape checker needs isinstance
@@ -48,7 +50,8 @@ def bar(what: str, total: int, show: bool | None = None) -> Iterator[Advance]:
             return Text(f"{1 / speed:.1f} s each" if slow else f"{speed:.1f}/s")
 
     columns = (
-        TextColumn(what, markup=False),
+        # A name is no markup and no format: "[/]" or "{x}" would be taken for one.
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
@@ -57,7 +60,7 @@ def bar(what: str, total: int, show: bool | None = None) -> Iterator[Advance]:
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True)
     ) as live:
-        task = live.add_task(what, total=total)
+        task = live.add_task(visible(what), total=total)
 
         def advance(steps: int = 1) -> None:
             live.advance(task, steps)
@@ -72,8 +75,9 @@ def waiting(what: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(what):
+    with Console(stderr=True).status(Text(visible(what))):
         yield
 
 

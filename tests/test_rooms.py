@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 ROOMS = [
+    "visible",
     "sites",
     "run",
     "results",

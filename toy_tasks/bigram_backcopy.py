@@ -6,6 +6,7 @@ and rests on `<s>` elsewhere: the smallest known maker of attention sinks.
 Source: Guo et al. 2024, Active-Dormant Attention Heads (arXiv:2410.13835).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -66,6 +67,11 @@ class BigramBackcopy(BigramLaw):
             raise ValueError(
                 f"from_text: delimiter_probability={delimiter_probability} is outside "
                 "0 <= p < 1. The paper uses 0.03 to 0.40; 0 leaves the delimiter out."
+            )
+        if text is not None and re.search("[\ud800-\udfff]", text):
+            raise ValueError(
+                "from_text: the text holds half a character (a lone surrogate), which "
+                "no file can. Leave it out."
             )
         counts = count_characters(
             default_text() if text is None else text, max_chars, min_count

@@ -76,6 +76,7 @@ class EdgeScores(Result):
             ax.barh(names, rows["score"], color=colours, xerr=reach if known else None,
                     error_kw={"lw": 0.8, "ecolor": "0.3"})  # fmt: skip
             ax.axvline(0, color="0.6", lw=0.6)
-            ax.set_xlabel(f"{self.method} score: drop of {self.metric} when corrupted")
+            metric = plotting.literal(self.metric)
+            ax.set_xlabel(f"{self.method} score: drop of {metric} when corrupted")
             ax.tick_params(axis="y", labelsize="x-small", length=0)
         return ax

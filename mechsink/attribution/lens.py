@@ -84,8 +84,8 @@ class LogitLens(Result):
             plotting.heat_map(ax, grid, label, limits=(0.0, 1.0))
             for y, x in ((y, x) for y in range(len(grid)) for x in range(len(grid.T))):
                 colour = "white" if grid.iloc[y, x] > 0.5 else "black"
-                text = names.iloc[y, x].strip().replace("$", r"\$")
-                ax.text(x, y, text[:8], color=colour, ha="center", va="center", size=5)
+                text = plotting.literal(names.iloc[y, x].strip(), 8)
+                ax.text(x, y, text, color=colour, ha="center", va="center", size=5)
             ax.set(xlabel="position", ylabel="layers that have run")
             ax.set_title("most probable token")
             return ax

@@ -57,11 +57,17 @@ class LowRank(Result):
             names = list(dict.fromkeys(self.table["site"]))
             for name, colour in zip(names, plotting.colours(len(names)), strict=True):
                 rows = self.table.loc[self.table["site"] == name].sort_values("rank")
-                ax.plot(rows["rank"], rows["after"], "o-", color=colour, label=name)
+                ax.plot(
+                    rows["rank"],
+                    rows["after"],
+                    "o-",
+                    color=colour,
+                    label=plotting.literal(name),
+                )
                 ends = (rows["after_low"], rows["after_high"])
                 ax.fill_between(rows["rank"], *ends, color=colour, alpha=0.15, lw=0)
             ax.axhline(self.table["before"].iloc[0], color="0.6", ls="--", lw=0.8)
-            ax.set(xlabel="rank kept", ylabel=self.metric)
+            ax.set(xlabel="rank kept", ylabel=plotting.literal(self.metric))
             plotting.whole_numbers(ax.xaxis)
             ax.legend()
             return ax

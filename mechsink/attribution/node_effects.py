@@ -102,7 +102,8 @@ class NodeEffects(Result):
                     textcoords="offset points",
                     fontsize=6,
                 )
-            ax.set(xlabel=f"direct effect, {self.metric}", ylabel="total effect")
+            metric = plotting.literal(self.metric)
+            ax.set(xlabel=f"direct effect, {metric}", ylabel="total effect")
             ax.legend()
             return ax
 

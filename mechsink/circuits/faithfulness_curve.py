@@ -213,8 +213,9 @@ def compare_curves(
             ax.fill_between(
                 x, table["low"], table["high"], color=colour, alpha=0.2, lw=0
             )
+            label = plotting.literal(name)
             ax.plot(
-                x, table["faithfulness"], color=colour, marker="o", ms=2.5, label=name
+                x, table["faithfulness"], color=colour, marker="o", ms=2.5, label=label
             )
         ax.set_xscale("log")
         plotting.plain_log(ax.xaxis)

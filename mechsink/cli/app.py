@@ -124,12 +124,17 @@ def load(model: str, float64: bool) -> "Model":
 
 def done(out: Path, name: str = "report.html") -> None:
     """Print the path of what was written, last."""
-    sys.stdout.write(f"{out.expanduser() / name}\n")
+    from mechsink.visible import visible
+
+    sys.stdout.write(f"{visible(str(out.expanduser() / name))}\n")
 
 
 def _complain(message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from mechsink.visible import visible
+
     console = Console(stderr=True)
-    console.print(Text.assemble(("mechsink: ", "bold red"), message), soft_wrap=True)
+    said = Text.assemble(("mechsink: ", "bold red"), visible(message))
+    console.print(said, soft_wrap=True)

@@ -108,13 +108,16 @@ def models() -> None:
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from mechsink.models.load import available_models
+    from mechsink.visible import visible
 
     table = Table()
     for heading in ("name", "what it is", "how to load it", "ready"):
         table.add_column(heading, overflow="fold")
     for row in available_models():
         ready = "yes" if row["ready"] else "no"
-        table.add_row(row["name"], row["what"], row["how"], ready)
+        cells = (row["name"], row["what"], row["how"], ready)
+        table.add_row(*(Text(visible(cell)) for cell in cells))  # names are no markup
     Console().print(table)

@@ -138,9 +138,7 @@ def attention(
 
 def tick_label(token: str, most: int = 9) -> str:
     """A token as a tick: visible spaces, cut short, no formula."""
-    text = show_token(token)
-    text = text if len(text) <= most else text[: most - 1] + "…"
-    return text.replace("$", r"\$")
+    return plotting.literal(show_token(token), most)
 
 
 def plain_log(ax: Axes) -> None:

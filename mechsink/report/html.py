@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from mechsink.report.tables import Table
 from mechsink.results import atomic_write, plain
+from mechsink.visible import visible
 
 MAX_TEXTS = 24
 """Texts whose tokens are shown on the page; the rest stand in meta.json."""
@@ -135,7 +136,7 @@ def write_page(page: Page, path: Path | str) -> Path:
         ValueError: the page would weigh more than `LARGEST`.
         OSError: the path cannot be written.
     """
-    data = render(page).encode()
+    data = render(page).encode("utf-8", "backslashreplace")
     if len(data) > LARGEST:
         raise ValueError(
             f"write_page: the page would weigh {len(data) / 2**20:.1f} MB. Allowed: "
@@ -195,9 +196,16 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _shown(value: Any) -> Any:
+    """Texts from outside without what can't be seen; markup is our own."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return visible(value) if is_text else value
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 May import: results, plotting, experiments.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pandas as pd
 from mechsink.experiments.grids.seeds import cell
 from mechsink.experiments.study import Study
 from mechsink.results import atomic_write
+from mechsink.visible import visible
 
 
 def write_study(study: Study, folder: Path | str, command: str) -> Path:
@@ -30,7 +32,8 @@ def write_study(study: Study, folder: Path | str, command: str) -> Path:
 
     folder = study.save(folder)
     about = [study.about(), ""] if study.about() else []
-    lines = [f"# {study.title}", "", *about, "Made by", "", f"    {command}", ""]
+    command = visible(command).replace("\n", "\n    ")  # all of it in the code block
+    lines = [f"# {_cell(study.title)}", "", *about, "Made by", "", f"    {command}", ""]
     lines += [_settings(study.meta), "", "## Claims", "", markdown(_verdicts(study))]
     for name, figure in study.figures().items():
         figure.savefig(folder / f"{name}.png", dpi=150)
@@ -55,7 +58,9 @@ def _cell(value: Any) -> str:
         return "yes" if value else "**no**"
     if isinstance(value, float | np.floating):
         return "-" if np.isnan(value) else f"{value:.3g}"
-    text = str(value).replace("\n", " ").replace("|", "\\|")
+    text = re.sub(r"\s*[\r\n]\s*", " ", visible(str(value)))
+    text = text.replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")
+    text = text.replace("](", "]\\(")  # no link or picture from outside
     return text.replace("<", "&lt;")  # "<s>" would strike the rest through
 
 
@@ -82,7 +87,7 @@ def _settings(meta: Mapping[str, Any]) -> str:
     if "seeds" in meta:
         parts.append(f"seeds {', '.join(map(str, meta['seeds']))}")
     if "model" in meta:
-        parts.append(f"model {meta['model']}")
+        parts.append(f"model {_cell(meta['model'])}")
     if (meta.get("training_s") or 0) > 0:
         parts.append(f"{meta['training_s'] / 60:.0f} core-minutes of training")
     if "duration_s" in meta:

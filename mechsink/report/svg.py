@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from mechsink.plotting import Figure
 from mechsink.results import atomic_write
+from mechsink.visible import visible
 
 INKS = ("#262626", "#000000", "#333333", "#444444")
 """Colours of text and axes: they become the page's own ink."""
@@ -85,7 +86,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """
     png = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a token may be emoji
+        _quiet()
         figure.savefig(png, format="png", dpi=200, bbox_inches="tight")
     return [
         atomic_write(folder / f"{name}.svg", _svg(figure)),
@@ -105,6 +106,12 @@ def _restyled(tag: str, name: str) -> str:
     return tag
 
 
+def _quiet() -> None:
+    """No warning of a token that is emoji, or of a name that takes all the room."""
+    warnings.filterwarnings("ignore", "Glyph .* missing")
+    warnings.filterwarnings("ignore", "constrained_layout not applied")
+
+
 def _svg(figure: Figure) -> str:
     import matplotlib as mpl
 
@@ -112,6 +119,6 @@ def _svg(figure: Figure) -> str:
     # a salt fixes the ids, so that the same figure gives the same bytes
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": "mechsink"}
     with mpl.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
+        _quiet()
         figure.savefig(out, format="svg", bbox_inches="tight", metadata=_METADATA)
-    return out.getvalue()
+    return visible(out.getvalue())  # XML has no place for control characters

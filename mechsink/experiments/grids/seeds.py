@@ -150,6 +150,7 @@ def _dots(
         plotting.plain_log(ax.xaxis)
     if measure in SHARES:
         ax.set_xlim(-0.03, 1.03)
-    ax.set_yticks(range(len(settings)), settings, fontsize="x-small")
+    names = [plotting.literal(name) for name in settings]
+    ax.set_yticks(range(len(settings)), names, fontsize="x-small")
     ax.set_ylim(len(settings) - 0.5, -0.5)
     ax.tick_params(axis="x", labelsize="x-small")

@@ -152,7 +152,8 @@ class SinkCircuit(Result):
                         error_kw={"lw": 0.8, "ecolor": "0.3"})  # fmt: skip
             ax.axvline(0, color="0.6", lw=0.6)
             ax.set_yticks(at, list(rows["component"]))
-            label = f"drop of {self.metric} without the write at {self.position}"
+            metric = plotting.literal(self.metric)
+            label = f"drop of {metric} without the write at {self.position}"
             ax.set_xlabel(textwrap.fill(label, 48))
             ax.tick_params(axis="y", labelsize="x-small", length=0)
             ax.legend()

@@ -144,7 +144,8 @@ class ActiveDormant(Result):
             what = f"attention to position {self.position}"
             second = others[0] if len(others) == 1 else "mean of the others"
             ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-            ax.set(xlabel=f"{what}, {first}", ylabel=f"{what}, {second}")
+            one, two = plotting.literal(first), plotting.literal(second)
+            ax.set(xlabel=f"{what}, {one}", ylabel=f"{what}, {two}")
             ax.legend(loc="upper left", fontsize="x-small")
         return ax
 
