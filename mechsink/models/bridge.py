@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsink.models.devices import fetched
 from mechsink.models.hooks import SiteHooks, check_tokens
 from mechsink.models.hugging_face import HuggingFaceModel
+from mechsink.models.places import out_projection, weight_of
 from mechsink.models.views import unbridged
 from mechsink.run import Edit, ModelShape, Run
 from mechsink.sites import Site
@@ -71,7 +73,12 @@ class BridgeModel(HuggingFaceModel):
 
     def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """Output weights of a layer's heads."""
-        return self.bridge.blocks[layer].attn.W_O.detach()
+        with fetched(out_projection(self.plain.blocks[layer])) as is_away:
+            if not is_away:
+                return self.bridge.blocks[layer].attn.W_O.detach().to(self.device)
+            weight = weight_of(out_projection(self.plain.blocks[layer]))
+            n = self.shape.n_heads
+            return weight.to(self.device, copy=True).unflatten(0, (n, -1))
 
     def run_sites(
         self,
@@ -87,7 +94,7 @@ class BridgeModel(HuggingFaceModel):
         """One forward pass through the bridge."""
         check_tokens(tokens, shape.d_vocab, shape.n_ctx)
         tokens = tokens.to(self.device)
-        hooks = SiteHooks(read, edit, grad, on_read)
+        hooks = SiteHooks(read, edit, grad, on_read, self.device)
         functions = [
             (HOOKS[site.name].format(site.layer), _as_hook(function))
             for site, function in hooks.points(resid_mid_is_hook=False).items()
@@ -98,7 +105,7 @@ class BridgeModel(HuggingFaceModel):
             )
         if must_fire:
             hooks.check_all_fired()
-        return Run(tokens, logits, hooks.cache)
+        return Run(tokens, logits.to(self.device), hooks.cache)
 
     def _has_hook(self, name: str) -> bool:
         hook = HOOKS[name].format(0)

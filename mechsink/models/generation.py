@@ -132,7 +132,7 @@ def _cached_plain(plain: PlainModel, edits: Edits) -> Iterator[Step]:
     from transformers import DynamicCache
 
     cache = DynamicCache()  # without a config: it keeps keys that left a window
-    hooks = SiteHooks(edit=edits)
+    hooks = SiteHooks(edit=edits, home=plain.device)
     options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
     if "logits_to_keep" in inspect.signature(plain.model.forward).parameters:
         options["logits_to_keep"] = 1

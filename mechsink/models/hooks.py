@@ -25,6 +25,8 @@ class SiteHooks:
         grad: keep what is read on the autograd graph.
         on_read: called instead of filling `cache`, for passes that must not
             hold more than a layer.
+        home: where what is read goes, and where edits find their tensors, however a
+            model is spread over devices; default: wherever they are.
     """
 
     def __init__(
@@ -33,7 +35,9 @@ class SiteHooks:
         edit: Mapping[Site, Edit] | None = None,
         grad: bool = False,
         on_read: Callable[[Site, Tensor], None] | None = None,
+        home: torch.device | None = None,
     ) -> None:
+        self._home = home
         self.cache: dict[Site, Tensor] = {}
         edits = dict(edit or {})
         self._edits: dict[Site, list[tuple[Site, Edit]]] = defaultdict(list)
@@ -78,7 +82,7 @@ class SiteHooks:
         new = self._edited(whole, x)
         for site in self._reads.get(whole, ()):
             self._pending.discard(site)
-            value = new[site.index]
+            value = self._to_home(new[site.index])
             self._keep(site, value if self._grad else value.detach())
         # A hook that returns its tensor puts what it saw on the autograd graph.
         return new if self._grad or new is not x else None
@@ -86,13 +90,16 @@ class SiteHooks:
     def _edited(self, whole: Site, x: Tensor) -> Tensor:
         for site, edit in self._edits.get(whole, ()):
             self._pending.discard(site)
-            new = edited(site, edit, x[site.index])
+            new = edited(site, edit, self._to_home(x[site.index])).to(x)
             if site == whole:
-                x = new.to(x.dtype)
+                x = new
             else:
                 x = x.clone()
-                x[site.index] = new.to(x.dtype)
+                x[site.index] = new
         return x
+
+    def _to_home(self, x: Tensor) -> Tensor:
+        return x if self._home is None else x.to(self._home)
 
     def _mid_points(self, mid: Site) -> dict[Site, HookFunction]:
         before, wrote = Site("resid_pre", mid.layer), Site("attn_out", mid.layer)
@@ -106,7 +113,8 @@ class SiteHooks:
         def at_attn_out(x: Tensor) -> Tensor | None:
             new = self._at(wrote, x)
             out = x if new is None else new
-            stream = resid_pre.pop() + out
+            # A block's input may still lie where the layer before ran.
+            stream = resid_pre.pop().to(out.device) + out
             moved = self._at(mid, stream)
             # Adding the difference keeps an identity edit exact to the last bit.
             return new if moved is None else out + (moved - stream)

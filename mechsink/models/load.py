@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def load_model(
     selfcheck: bool = True,
     trust_remote_code: bool = False,
     remote: bool | str = False,
+    device_map: str | Mapping[str, Any] | None = None,
 ) -> Model:
     """Load a model to measure.
 
@@ -55,6 +57,9 @@ def load_model(
         trust_remote_code: let a hub model run its own Python code.
         remote: run a hub model where it is served, through nnsight: True for NDIF, or
             a server's address. No weights are loaded here (remote.py).
+        device_map: spread a folder's or hub model's layers over devices, "auto" or
+            module names to devices, as transformers has it; results stay on the device
+            of the embedding. A model object that is spread already is taken as it is.
 
     Raises:
         ValueError: unknown name (the nearest is suggested) or option.
@@ -74,6 +79,13 @@ def load_model(
             selfcheck, trust_remote_code,
         )  # fmt: skip
     options: dict[str, Any] = {"selfcheck": selfcheck}
+    if device_map is not None and (
+        isinstance(source, nn.Module) or _is_nnsight(source)
+    ):
+        raise ValueError(
+            "load_model: device_map= applies to models loaded by name. Spread a model "
+            "object yourself (accelerate.dispatch_model); it is taken as it is."
+        )
     if isinstance(source, nn.Module) or _is_nnsight(source):
         return _from_object(source, tokenizer, backend, device, dtype, name, options)
     text = str(source)
@@ -90,8 +102,13 @@ def load_model(
             info["weights_package"] = pretrained.PACKAGE
         else:
             location = pretrained.HUB_ID
+    if device_map is not None and device is not None:
+        raise ValueError(
+            f"load_model: device={str(device)!r} and device_map={device_map!r} both "
+            "say where the model goes. Give one of them."
+        )
     model, own_tokenizer = _from_pretrained(
-        location, text, device, dtype, revision, trust_remote_code
+        location, text, device, dtype, revision, trust_remote_code, device_map
     )
     return _wrapper(backend)(
         model, tokenizer or own_tokenizer, name=name or text, info=info, **options
@@ -281,6 +298,7 @@ def _from_pretrained(
     dtype: torch.dtype | None,
     revision: str | None,
     trust_remote_code: bool,
+    device_map: str | Mapping[str, Any] | None,
 ) -> tuple[nn.Module, Any]:
     from transformers import (
         AutoConfig,
@@ -309,6 +327,7 @@ def _from_pretrained(
                 location,
                 dtype=dtype or "auto",
                 use_safetensors=True,  # pickle files are never opened
+                device_map=device_map if device_map is None else _map(device_map),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **options,
@@ -325,9 +344,15 @@ def _from_pretrained(
             "model.save_pretrained(folder) writes them."
         )
     tokenizer = _tokenizer(location, **options)
+    if device_map is not None:
+        return model, tokenizer
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device), tokenizer
+
+
+def _map(device_map: str | Mapping[str, Any]) -> Any:
+    return device_map if isinstance(device_map, str) else dict(device_map)
 
 
 def _tokenizer(location: str | Path, **options: Any) -> Any:

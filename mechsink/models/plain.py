@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsink.models.attention import FlashAttention
+from mechsink.models.devices import device_of
 from mechsink.models.edited import edited_attention, points_at
 from mechsink.run import LayerAttention
 
@@ -37,7 +38,7 @@ class PlainModel:
     @property
     def device(self) -> torch.device:
         """Device of the token embedding, where inputs go."""
-        return self.model.get_input_embeddings().weight.device
+        return device_of(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,7 +153,7 @@ class PlainModel:
                 handles.append(
                     block.register_forward_pre_hook(
                         lambda module, args, kwargs, layer=layer: residual(
-                            layer, block_input(args, kwargs)
+                            layer, block_input(args, kwargs).to(self.device)
                         ),
                         with_kwargs=True,
                     )
@@ -160,7 +161,9 @@ class PlainModel:
             n_layers = len(self.blocks)
             handles.append(
                 self.blocks[-1].register_forward_hook(
-                    lambda module, args, out: residual(n_layers, block_output(out))
+                    lambda module, args, out: residual(
+                        n_layers, block_output(out).to(self.device)
+                    )
                 )
             )
         try:

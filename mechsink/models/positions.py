@@ -118,7 +118,7 @@ def _plain_run(
     if isinstance(model, HuggingFaceModel):
         model.check_image(tokens)
     tokens = tokens.to(plain.device)
-    hooks = SiteHooks(read, edit)
+    hooks = SiteHooks(read, edit, home=plain.device)
     with torch.no_grad(), edit_attention(hooks.points(resid_mid_is_hook=True)):
         logits = plain.model(
             tokens,

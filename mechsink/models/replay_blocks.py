@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mechsink.models.continuation import BaseRun, CannotContinueError, Past
+from mechsink.models.devices import is_placed
 from mechsink.models.plain import (
     Call,
     PlainModel,
@@ -99,7 +100,8 @@ class _HuggingFaceTail:
             return self._call(layer, resid, cache)
         keys = range(cache.get_seq_length() + resid.shape[1])
         self._arguments(resid.shape[0])  # tries a block: its patterns are not these
-        with watch_attention(lambda seen: on_pattern(seen.columns(keys))):
+        home = self._plain.device
+        with watch_attention(lambda seen: on_pattern(seen.columns(keys).to(home))):
             return self._call(layer, resid, cache)
 
     def last(self, layer: int, resid: Tensor, rows: Tensor | None) -> Tensor:
@@ -125,20 +127,23 @@ class _HuggingFaceTail:
             args = (resid, *args[1:])
         else:
             kwargs["hidden_states"] = resid
-        return block_output(self._plain.blocks[layer](*args, **kwargs))
+        # Layers may lie on several devices: their hooks fetch what they need.
+        out = block_output(self._plain.blocks[layer](*args, **kwargs))
+        return out.to(self._plain.device)
 
     def logits(self, resid: Tensor, vocabulary: Tensor | None = None) -> Tensor:
         # The model's own forward around stand-ins that answer with `resid`: final
         # norm, head, logit scale and soft cap stay the model's business.
         model = self._plain.model
         head = model.get_output_embeddings()
-        if vocabulary is not None and isinstance(head, torch.nn.Linear):
+        few = isinstance(head, torch.nn.Linear) and not is_placed(head)
+        if vocabulary is not None and few:
             model.set_output_embeddings(_some_rows(head, vocabulary))
         try:
-            logits = self._headed(resid)
+            logits = self._headed(resid).to(self._plain.device)
         finally:
             model.set_output_embeddings(head)
-        if vocabulary is not None and not isinstance(head, torch.nn.Linear):
+        if vocabulary is not None and not few:
             logits = logits[..., vocabulary]
         return logits
 
@@ -218,13 +223,18 @@ class _HuggingFaceTail:
             ]
         )
         tokens = self._tokens.expand(n_rows, -1)
+        # Where a model is spread over devices, a block has a forward of its own.
+        own = [vars(block).get("forward") for block in self._plain.blocks]
         try:
             for block in self._plain.blocks:
                 block.forward = forward
             return model(tokens, past_key_values=cache, use_cache=True)
         finally:
-            for block in self._plain.blocks:
-                del block.forward  # the class's own shows again
+            for block, before in zip(self._plain.blocks, own, strict=True):
+                if before is None:
+                    del block.forward  # the class's own shows again
+                else:
+                    block.forward = before
 
 
 def _some_rows(head: torch.nn.Linear, rows: Tensor) -> torch.nn.Linear:
@@ -251,7 +261,8 @@ class _Continued:
             old_keys = old_keys.expand(len(keys), -1, -1, -1)
             old_values = old_values.expand(len(keys), -1, -1, -1)
         elif self._rows is not None:
-            old_keys, old_values = old_keys[self._rows], old_values[self._rows]
+            rows = self._rows.to(old_keys.device)
+            old_keys, old_values = old_keys[rows], old_values[rows]
         return torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

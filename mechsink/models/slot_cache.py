@@ -27,7 +27,8 @@ class Rotation:
         self, x: Float[Tensor, "*axes pos d_head"], positions: Int[Tensor, " pos"]
     ) -> Float[Tensor, "*axes pos d_head"]:
         """Turn each vector by its position; dimensions without angles stay."""
-        cos, sin = self.cos[positions], self.sin[positions]
+        # Layers may lie on several devices; the angles were made for one of them.
+        cos, sin = (table.to(x.device)[positions] for table in (self.cos, self.sin))
         n = cos.shape[-1]
         one, two = x[..., : n // 2], x[..., n // 2 : n]
         half = torch.cat([-two, one], dim=-1)

@@ -19,6 +19,7 @@ from mechsink.models.anatomy import (
     text_config,
     with_pattern,
 )
+from mechsink.models.devices import fetched
 from mechsink.models.hooks import HookFunction, SiteHooks, check_tokens
 from mechsink.models.hugging_face import HuggingFaceModel
 from mechsink.models.places import Part, Place, out_projection, weight_of
@@ -46,7 +47,9 @@ class TraceModel(HuggingFaceModel):
 
     def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """Output weights of a layer's heads."""
-        weight = weight_of(out_projection(self.plain.blocks[layer]))
+        out = out_projection(self.plain.blocks[layer])
+        with fetched(out) as is_away:
+            weight = weight_of(out).to(self.device, copy=is_away)
         heads = heads_of(text_config(self.plain.model))
         return weight.unflatten(0, (heads.n, heads.d))
 
@@ -64,13 +67,13 @@ class TraceModel(HuggingFaceModel):
         """One forward pass in a trace."""
         check_tokens(tokens, shape.d_vocab, shape.n_ctx)
         tokens = tokens.to(self.device)
-        hooks = SiteHooks(read, edit, grad, on_read)
+        hooks = SiteHooks(read, edit, grad, on_read, self.device)
         points = hooks.points(resid_mid_is_hook=False)
         layers = sorted({site.layer for site in points})
         logits = self._trace(tokens, layers, points, self._places, grad)
         if must_fire:
             hooks.check_all_fired()
-        return Run(tokens, logits, hooks.cache)
+        return Run(tokens, logits.to(self.device), hooks.cache)
 
     def _trace(
         self,

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsink.metrics import at_least_float32
+from mechsink.models.devices import offloaded
 from mechsink.models.selfcheck import probe_tokens, unchecked_run
 from mechsink.run import ModelShape, Run
 from mechsink.sites import Site
@@ -214,6 +215,14 @@ def wiring(model: Any) -> Wiring:
 
 
 def _proved(model: Any) -> Wiring:
+    away = offloaded(model.plain.model) if hasattr(model, "plain") else []
+    if away:
+        raise ValueError(
+            f"wiring: {len(away)} weights of {model.name} are offloaded ({away[0]}, "
+            "...), and attribution to edges and logits reads them all. Load the model "
+            "with a device_map of devices alone, or use node methods "
+            "(ms.attribution_patching, ms.patch_sweep), which read none."
+        )
     if hasattr(model, "toy"):
         from mechsink.models.wiring_toy import ToyWiring
 

@@ -1,12 +1,15 @@
 """The wiring of a Hugging Face model, read off its TransformerLens bridge."""
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mechsink.models.wiring import Norm, Port, Read, Unembed, Write
+
+PartT = TypeVar("PartT", Norm, Read, Write, Unembed)
 
 
 class BridgeWiring:
@@ -24,22 +27,23 @@ class BridgeWiring:
         block = self._bridge.blocks[layer]
         weight = getattr(block.attn, f"W_{port.upper()}").detach()
         bias = getattr(block.attn, f"b_{port.upper()}")
-        return Read(
-            _norm(block, "ln1"), weight, None if bias is None else bias.detach()
-        )
+        read = Read(_norm(block, "ln1"), weight, _detached(bias))
+        return at(self._model.device, read)
 
     def mlp_read(self, layer: int) -> Read:
         """How mlp_normed comes from resid_mid (resid_pre in parallel blocks)."""
         block = self._bridge.blocks[layer]
         shares_norm = self._is_parallel and not hasattr(block, "ln2")
-        return Read(_norm(block, "ln1" if shares_norm else "ln2"))
+        read = Read(_norm(block, "ln1" if shares_norm else "ln2"))
+        return at(self._model.device, read)
 
     def attention_write(self, layer: int) -> Write:
         """How attn_out comes from z."""
         block = self._bridge.blocks[layer]
         bias = _detached(block.attn.b_O)
         post = _norm(block, "ln1_post")
-        return Write(block.attn.W_O.detach(), bias, post, self._factor)
+        write = Write(block.attn.W_O.detach(), bias, post, self._factor)
+        return at(self._model.device, write)
 
     def mlp_write(self, layer: int) -> Write:
         """How mlp_out comes from mlp_post."""
@@ -54,7 +58,8 @@ class BridgeWiring:
             self._model.shape.d_model,
         ):
             weight = None
-        return Write(weight, bias, _norm(block, "ln2_post"), self._factor)
+        write = Write(weight, bias, _norm(block, "ln2_post"), self._factor)
+        return at(self._model.device, write)
 
     @functools.cached_property
     def unembed(self) -> Unembed:
@@ -68,7 +73,8 @@ class BridgeWiring:
         scale = 1 / (getattr(self._config, "logits_scaling", None) or 1)
         scale *= getattr(self._config, "logit_scale", None) or 1
         weight = bridge.W_U.detach()
-        return Unembed(_final_norm(bridge), weight, bias, scale, cap)
+        found = Unembed(_final_norm(bridge), weight, bias, scale, cap)
+        return at(self._model.device, found)
 
     @functools.cached_property
     def _factor(self) -> float:
@@ -78,6 +84,18 @@ class BridgeWiring:
     @property
     def _config(self) -> Any:
         return self._model.plain.model.config.get_text_config()
+
+
+def at(device: torch.device, part: PartT) -> PartT:
+    """The same weights on a device, where a model is spread over several."""
+    moved = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, Tensor):
+            moved[field.name] = value.to(device)
+        elif isinstance(value, Norm):
+            moved[field.name] = at(device, value)
+    return dataclasses.replace(part, **moved)
 
 
 def _norm(block: Any, name: str) -> Norm | None:

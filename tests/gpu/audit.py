@@ -30,7 +30,15 @@ from toy_tasks import PRESETS, BigramBackcopy, Sums, ToyConfig, ToyTransformer, 
 from toy_tasks.operators.catalogue import OPERATORS
 
 ROOT = Path(__file__).parents[2]
-BACKENDS = ("transformer_lens", "nnsight", "toy", "training")
+BACKENDS = (
+    "transformer_lens",
+    "nnsight",
+    "toy",
+    "two transformer_lens",
+    "two nnsight",
+    "training",
+)
+"""What is measured on the fake device; "two": layers spread over two of them."""
 REFUSED = {
     "toy": ("losses of a stream", "losses of windows"),
     "nnsight": ("attribution: relp",),
@@ -42,7 +50,37 @@ def model_on(backend: str, device: Any) -> Any:
     if backend == "toy":
         sizes = {"d_vocab": 80, "n_layers": 3, "d_model": 32, "d_head": 8, "n_heads": 4}
         return ToyModel(ToyTransformer(ToyConfig(**sizes)).eval().to(device), name="m")
-    return ms.load_model(tiny("llama").to(device), backend=backend, name="m")
+    own = tiny("llama")
+    if backend.startswith("two") and device != "cpu":
+        spread(own)
+    else:
+        own.to(device)
+    return ms.load_model(own, backend=backend.removeprefix("two "), name="m")
+
+
+def spread(model: Any) -> None:
+    """Layers on two devices, as transformers' device_map would put them."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    class Placed(AlignDevicesHook):
+        def init_hook(self, module: Any) -> Any:
+            return module  # its weights lie there: ours can't be put anew
+
+    first, second = torch.device("fake", 0), torch.device("fake", 1)
+    where = {"model.embed_tokens": first, "model.rotary_emb": first}
+    where |= {f"model.layers.{n}": (first, second, second)[n] for n in range(3)}
+    where |= {"model.norm": second, "lm_head": second}
+    for name, device in where.items():
+        model.get_submodule(name).to(device)
+    for name, module in model.named_modules():
+        at = [d for part, d in where.items() if f"{name}.".startswith(f"{part}.")]
+        if name == "" or at:
+            hook = Placed(
+                execution_device=at[0] if at else first,
+                io_same_device=name == "",
+                skip_keys="past_key_values",
+            )
+            add_hook_to_module(module, hook)
 
 
 def audit(backend: str) -> Iterator[tuple[str, str]]:
@@ -51,7 +89,7 @@ def audit(backend: str) -> Iterator[tuple[str, str]]:
     with fake_device() as device:
         there = model_on(backend, device)
     for name, measure in (MEASUREMENTS | RUNS | EDITED).items():
-        if name in REFUSED.get(backend, ()):
+        if name in REFUSED.get(backend.removeprefix("two "), ()):
             continue
         want = measure(here)
         yield name, tried(lambda measure=measure: measure(there), want)

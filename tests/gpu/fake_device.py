@@ -178,7 +178,9 @@ def _index(index: Any) -> Any:
 def fake_device() -> Iterator[torch.device]:
     """Within, torch.device("fake") exists and minds what it is mixed with."""
     _register()
-    with FromLists(), FakeDevice():
+    # Autograd has a thread for each device of a backend; ours can't say how many.
+    alone = torch.autograd.set_multithreading_enabled(False)
+    with alone, FromLists(), FakeDevice():
         yield torch.device(NAME, 0)
 
 
