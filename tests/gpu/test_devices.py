@@ -62,7 +62,13 @@ def test_the_fake_device_minds_what_it_is_mixed_with() -> None:
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if "nnsight" in name else name
+        for name in BACKENDS
+    ],
+)
 def test_no_measurement_mixes_devices(backend: str) -> None:
     found = json.loads(python("-m", "tests.gpu.audit", backend).splitlines()[-1])
     assert len(found) > 40
