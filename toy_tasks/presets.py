@@ -110,7 +110,7 @@ class Preset:
         """Steps whose weights are kept, ascending; the last step always is."""
         if isinstance(self.checkpoints, tuple):
             return sorted({*self.checkpoints, self.steps})
-        return log_spaced(self.steps, self.checkpoints)
+        return sorted({*log_spaced(self.steps, self.checkpoints), self.steps})
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON values."""

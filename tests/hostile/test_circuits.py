@@ -34,7 +34,7 @@ def same(one: Circuit, other: Circuit) -> None:
 
 
 @hostile(
-    15,
+    4,
     700,
     shape=st.sampled_from([*SHAPES]),
     scores=st.lists(st.tuples(st.integers(0, 40), numbers), max_size=6),

@@ -19,6 +19,8 @@ from tests.hostile.pages import check_page
 from tests.hostile.test_run_folders import copy_to
 from tests.hostile.texts import NASTY, any_texts
 
+pytestmark = pytest.mark.matrix  # each call reads or trains a little
+
 FILE_NAMES = (
     "[red]a[blink]",
     "[bold",

@@ -16,6 +16,8 @@ from tests.hostile.cases import hostile
 from tests.hostile.clear import is_refused, tried
 from tests.report.tiny_model import save_tiny
 
+pytestmark = pytest.mark.matrix
+
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 

@@ -9,7 +9,6 @@ from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import mechsink as ms
 from mechsink.circuits.graph import Circuit
@@ -77,9 +76,11 @@ def test_the_guard_would_tell(tmp_path):
         pickle.loads(pickle.dumps(1))
 
 
+@pytest.mark.matrix
 @pytest.mark.filterwarnings("ignore")  # of the loaders, about what they will do once
 def test_runs_results_circuits_and_models_load_without_pickle(tmp_path, folder):
-    copy_to(tmp_path / "run", {}) if (tmp_path / "run").mkdir() is None else None
+    (tmp_path / "run").mkdir()
+    copy_to(tmp_path / "run", {})
     example(tmp_path / "result")
     Circuit.full(SHAPES["plain"]).save(tmp_path / "circuit.graphml")
     with no_pickle():
@@ -122,6 +123,7 @@ def with_code(folder: Path, target: Path, model_type: str) -> Path:
     return target
 
 
+@pytest.mark.matrix
 def test_code_in_a_model_folder_is_refused_by_name_and_not_run(folder, tmp_path):
     own = with_code(folder, tmp_path / "own", "own")
     with pytest.raises(OSError, match="trust_remote_code"):
@@ -129,14 +131,9 @@ def test_code_in_a_model_folder_is_refused_by_name_and_not_run(folder, tmp_path)
     assert not (own / "ran").exists()
 
 
+@pytest.mark.matrix
 def test_code_beside_a_known_family_is_not_run(folder, tmp_path):
     own = with_code(folder, tmp_path / "own", "llama")
     model = ms.load_model(own, device="cpu")
     assert model.info["architecture"] == "LlamaForCausalLM"
     assert not (own / "ran").exists()
-
-
-def test_weights_with_a_code_name_hold_tensors_only(folder, tmp_path):
-    path = tmp_path / "x.safetensors"
-    save_file(load_file(folder / "model.safetensors"), path)
-    assert b"csystem" not in path.read_bytes()[:100]

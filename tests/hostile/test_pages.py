@@ -93,6 +93,7 @@ def drawn(text: str) -> Any:
     return plotting.figure_of(ax)
 
 
+@pytest.mark.matrix
 @hostile(
     4,
     200,
@@ -110,7 +111,7 @@ def test_any_text_in_a_figure_is_text(text):
 
 
 def test_a_figure_with_any_text_is_saved(tmp_path):
-    for text in ("$x^", "\x00<script>", "\ud800", "😀" * 50):
+    for text in ("$x^", "\x00<script>\ud800" + "😀" * 50):
         for path in save_figure(drawn(text), tmp_path, "figure"):
             assert path.stat().st_size > 500
 

@@ -85,7 +85,7 @@ OWN = {"result", "files", "fields"}  # keys of meta.json that say what is saved
 
 
 @hostile(
-    10,
+    4,
     700,
     [
         {

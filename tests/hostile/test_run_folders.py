@@ -81,7 +81,7 @@ damages = {
 }
 
 
-@hostile(25, 1200, **damages)
+@hostile(10, 1200, **damages)
 def test_a_damaged_run_loads_as_it_was_or_is_refused(name, what, place, byte):
     logits, facts = good()
     with tempfile.TemporaryDirectory() as folder:

@@ -146,7 +146,7 @@ def test_any_choices_are_kept_or_one_clear_error(
 
 
 @hostile(
-    3,
+    1,
     60,
     name=st.sampled_from([*ALL]),
     n=st.integers(-2, 3),

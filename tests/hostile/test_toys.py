@@ -54,6 +54,7 @@ def test_any_sizes_make_a_toy_or_are_refused(given):
 @hostile(
     20,
     900,
+    [{"given": {"checkpoints": 1}}, {"given": {"weight_decay": -1.0}}],
     given=st.fixed_dictionaries(
         {},
         optional={
