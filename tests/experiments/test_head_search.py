@@ -48,7 +48,7 @@ class Planted:
     @property
     def shape(self) -> ModelShape:
         n_layers, n_heads = self.weights.shape
-        return ModelShape(n_layers, n_heads, n_heads, 1, 1, 1, 2, 99)
+        return ModelShape(n_layers, n_heads, n_heads, 1, 1, 1, 99, 99)
 
     def to_tokens(self, texts):
         raise NotImplementedError
