@@ -33,6 +33,7 @@ def here(measure, *args, prompts=None, **options):
     return ms.spread(measure, toy_model(), chosen, *args, engine="here", **options)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", PAIRED)
 def test_joined_is_what_one_call_gives(name):
     measure, options = PAIRED[name]

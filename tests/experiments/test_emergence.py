@@ -117,6 +117,7 @@ def flat(data: dict, prefix: str = "") -> dict:
     return parts
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("bed", BEDS.values(), ids=list(BEDS))
 def test_each_setting_turns_one_knob(bed):
     def facts(name):
@@ -175,6 +176,7 @@ def test_view_by_hand():
     )
 
 
+@pytest.mark.matrix
 def test_text_is_measured_on_what_was_held_out(tmp_path, monkeypatch):
     """Even logits lose log V; an even head's sink score is H(T) / T."""
     task = SourceText.from_library(50)
