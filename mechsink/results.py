@@ -6,6 +6,7 @@ May import: sites, run.
 """
 
 import csv
+import functools
 import hashlib
 import html
 import importlib.metadata
@@ -360,6 +361,7 @@ def _umask() -> int:
     return mask
 
 
+@functools.cache  # reading it takes longer than measuring a short prompt
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
