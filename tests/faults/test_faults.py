@@ -13,6 +13,12 @@ import pytest
 from tests.faults.jobs import JOBS
 
 KILLS = 25  # of each job: 100 in all
+OFTEN = [
+    name
+    if name in ("training", "sweep")
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in JOBS
+]
 
 
 def run(script, *args):
@@ -31,12 +37,12 @@ def test_killed_work_ends_as_if_undisturbed(name, tmp_path):
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", OFTEN)
 def test_a_full_disk_is_told_and_nothing_is_lost(name, tmp_path):
     run("full_disk", name, tmp_path)
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", OFTEN)
 def test_a_second_process_is_refused(name, tmp_path):
     run("two_processes", name, tmp_path)

@@ -9,6 +9,9 @@ import pytest
 
 from tests.gpu.audit import BACKENDS
 
+OFTEN = ("two transformer_lens", "training")
+"""Audits of `make test`: each takes up to a minute, and two devices find most."""
+
 DETECTS = """
 import os, torch
 from tests.gpu.fake_device import MixedDevicesError, fake_device
@@ -65,7 +68,7 @@ def test_the_fake_device_minds_what_it_is_mixed_with() -> None:
 @pytest.mark.parametrize(
     "backend",
     [
-        pytest.param(name, marks=pytest.mark.slow) if "nnsight" in name else name
+        name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow)
         for name in BACKENDS
     ],
 )
