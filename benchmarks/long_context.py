@@ -11,8 +11,8 @@ Each measurement has a process of its own, which warms up on a short prompt. Hel
 - what a prompt adds to the loaded model, at most linear: 32,768 tokens add at most
   four times what 8,192 do.
 
-Sweeps of chosen positions are timed beside the part of the whole sweep's work that
-they are: patches of late positions carry few tokens through few layers.
+Sweeps of chosen positions say which part of the whole sweep's work they are (tokens
+carried through blocks): patches of late positions carry few.
 """
 
 import argparse
@@ -70,11 +70,13 @@ def measured(name: str, tokens: int, layers: int) -> dict[str, Any]:
     model = long_model(max(tokens, LONG), layers)
     call = CALLS[name]
     call(model, 64)  # the first visit proves hooks and imports libraries
+    for weight in model.plain.model.parameters():
+        weight.sum()  # read from a file, it lies in memory once it was touched
     gc.collect()
     with peak_memory(model.device) as used:
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         note = call(model, tokens)
-        taken = time.perf_counter() - start
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {
         "name": name,
         "tokens": tokens,
@@ -82,7 +84,8 @@ def measured(name: str, tokens: int, layers: int) -> dict[str, Any]:
         "weights": model.name,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "added_gb": used[0] / 1e9,
-        "seconds": taken,
+        "seconds": wall,
+        "cpu_seconds": cpu,  # of all threads: what a busy machine leaves alone
         "threads": torch.get_num_threads(),
         "note": note,
     }
@@ -147,11 +150,8 @@ def _swept(model: Any, tokens: int, site: str, positions: list[int]) -> str:
     pairs = ms.PromptPairs(clean, corrupted, answers=clean[:, -1], wrong=clean[:, -2])
     found = ms.patch_sweep(model, pairs, ms.logit_diff, site, positions=positions)
     share = sum(tokens - p for p in positions) / sum(tokens - p for p in range(tokens))
-    seconds = found.meta["duration_s"]
-    return (
-        f"{len(found.table)} patches, {found.meta['settings']['engine']}; "
-        f"{share:.2%} of the whole sweep's work in {seconds:.0f} s"
-    )
+    engine = found.meta["settings"]["engine"]
+    return f"{len(found.table)} patches, {engine}; {share:.2%} of the whole work"
 
 
 def prose(model: Any, n: int) -> torch.Tensor:
@@ -239,7 +239,8 @@ JOBS = [
 def _line(row: dict[str, Any]) -> str:
     what = f"{row['name']:11}{row['tokens']:>7} tokens, {row['layers']} layers"
     memory = f"peak {row['peak_gb']:.2f} GB, added {row['added_gb']:.3f} GB"
-    return f"{what}: {memory}, {row['seconds']:.0f} s ({row['note']})"
+    taken = f"{row['seconds']:.0f} s, {row['cpu_seconds']:.0f} s of a core"
+    return f"{what}: {memory}, {taken} ({row['note']})"
 
 
 def _options() -> argparse.Namespace:
