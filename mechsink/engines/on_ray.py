@@ -17,6 +17,8 @@ from mechsink.engines.engine import TRIES, Outcome, Work, WorkerLost
 from mechsink.engines.worker import Worker, transportable
 from mechsink.progress import Advance
 
+AHEAD = 2
+"""Pieces that a worker has: one at work, one that need not be waited for."""
 ASK = 0.5
 """Seconds between two looks at what is done."""
 
@@ -59,7 +61,9 @@ class RayCluster:
             try:
                 for _ in range(n):
                     workers.append(actor.remote(sent))
-                    give(workers[-1])
+                for worker in workers * AHEAD:
+                    if waiting:
+                        give(worker)
                 while doing:
                     ready, _ = ray.wait(list(doing), timeout=ASK)
                     for promise in ready:
@@ -67,9 +71,11 @@ class RayCluster:
                         try:
                             outcome, steps = ray.get(promise)
                         except ray.exceptions.RayActorError as error:
-                            workers.remove(worker)
-                            workers.append(worker := actor.remote(sent))
-                            tries[number] += 1
+                            if worker in workers:  # not yet known to be gone
+                                workers.remove(worker)
+                                workers.append(actor.remote(sent))
+                                tries[number] += 1  # the one at work, the oldest
+                            worker = workers[-1]
                             if tries[number] < TRIES:
                                 waiting.appendleft(number)
                             else:
