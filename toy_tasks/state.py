@@ -35,6 +35,7 @@ class TrainingState:
     run_id: str  # marks the files of this run
     step: int = 0
     resumed: bool = False
+    threads: int | None = None  # that wrote what was resumed; older files don't say
     log: list[dict[str, int | float]] = field(default_factory=list)
 
     @classmethod
@@ -91,6 +92,7 @@ class TrainingState:
         }
         self.optimizer.load_state_dict({**blank, "state": slots})
         self.step, self.resumed = facts["step"], True
+        self.threads = facts.get("threads")
         return facts
 
     def save(self, folder: Path) -> None:
@@ -108,7 +110,9 @@ class TrainingState:
     @property
     def facts(self) -> dict[str, str | int]:
         """What the header of every file of tensors says."""
-        return {"run": self.run_id, "step": self.step}
+        # A sum over other threads has other last bits.
+        threads = torch.get_num_threads()
+        return {"run": self.run_id, "step": self.step, "threads": threads}
 
 
 def _optimizer(model: ToyTransformer, preset: Preset) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def train(
         run_steps = preset.checkpoint_steps()
         state = TrainingState.start(task, preset, seed, folder, device)
         if state.step < preset.steps:
+            _compare_threads(state, folder)
             calls = set(run_steps if callback_steps is None else callback_steps)
             with progress_bar(preset.steps, state.step, progress) as advance:
                 for step in _steps(state, task, preset, seed, folder):
@@ -164,6 +166,18 @@ def set_rate(optimizer: torch.optim.Optimizer, preset: Preset, step: int) -> Non
     """Set the step size of the update after `step` earlier ones."""
     for group in optimizer.param_groups:
         group["lr"] = preset.rate(step)
+
+
+def _compare_threads(state: TrainingState, folder: Path) -> None:
+    """Warn of a thread count that is not the saved state's."""
+    now = torch.get_num_threads()
+    if state.threads not in (None, now):
+        warnings.warn(
+            f"train: {folder} was trained on {state.threads} threads so far and goes "
+            f"on with {now}: the result is valid, but may differ in its last bits. "
+            f"torch.set_num_threads({state.threads}) gives the same ones.",
+            stacklevel=3,  # points at the caller of train
+        )
 
 
 def _call(

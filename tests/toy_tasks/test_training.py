@@ -133,6 +133,18 @@ def test_a_finished_run_returns_at_once(abc, tiny, tmp_path, monkeypatch):
     assert contents(tmp_path) == before
 
 
+def test_another_number_of_threads_is_told(abc, tiny, tmp_path):
+    def stop(*_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(abc, tiny, tmp_path, callbacks=[stop], callback_steps=[tiny.steps - 1])
+    torch.set_num_threads(2)  # the fixture sets it back
+    with pytest.warns(UserWarning, match="on 1 threads so far and goes on with 2"):
+        train(abc, tiny, tmp_path)
+    train(abc, tiny, tmp_path)  # done: nothing is computed, nothing to warn of
+
+
 def test_callbacks_see_a_model_at_rest(abc, tiny, tmp_path):
     seen = []
 
