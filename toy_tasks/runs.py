@@ -205,7 +205,7 @@ def identity(task: Task, preset: Preset, seed: int) -> dict[str, Any]:
     }
 
 
-def digest(data: dict[str, Any]) -> str:
+def digest(data: Any) -> str:
     """Short fingerprint of JSON values."""
     text = json.dumps(data, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

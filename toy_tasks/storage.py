@@ -195,12 +195,20 @@ def locked(folder: Path, caller: str = "train") -> Iterator[None]:
     """Hold a folder for one process; the system lets go when the process ends.
 
     Args:
-        folder: which must exist.
-        caller: who says so, in the error.
+        folder: made if it is not there.
+        caller: who says so, in the errors.
 
     Raises:
+        OSError: the folder can't be made.
         RuntimeError: another process holds it.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{caller}: cannot make the folder {folder}: {error.strerror or error}. "
+            "Choose one inside a folder that you may write to."
+        ) from error
     try:
         import fcntl
     except ImportError:  # Windows: no lock, the user takes care

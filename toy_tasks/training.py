@@ -58,8 +58,8 @@ def train(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     folder = Path(folder)
-    _make_folder(folder)
     with locked(folder):
+        (folder / "checkpoints").mkdir(exist_ok=True)
         claim(folder, task, preset, seed)
         run_steps = preset.checkpoint_steps()
         state = TrainingState.start(task, preset, seed, folder, device)
@@ -190,16 +190,6 @@ def _call(
     with torch.no_grad():
         for callback in callbacks:
             callback(step, model, task)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"train: cannot make the folder {folder}: {error.strerror or error}. "
-            "Choose one inside a folder that you may write to."
-        ) from error
 
 
 @contextlib.contextmanager

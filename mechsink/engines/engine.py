@@ -16,10 +16,15 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Work:
-    """What workers do: `open()` once in each, then `do(opened, item, advance)`."""
+    """What workers do: `open()` once in each, then `do(opened, item, advance)`.
+
+    `ahead`: items that a worker is given at a time. 2 where they are short: the next
+    need not be waited for. 1 where they are long: none waits behind another.
+    """
 
     open: Callable[[], Any]
     do: Callable[[Any, Any, Advance], Any]
+    ahead: int = 1
 
 
 class WorkerLost(RuntimeError):

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mechsink.results import to_json
 from mechsink.run import Model
+from toy_tasks.runs import digest
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 """In the repr of a function: another one in every process."""
@@ -51,11 +51,6 @@ def identity(value: Any, depth: int = DEPTH) -> Any:
     if own:
         return {type(value).__qualname__: inside(own)}
     return ADDRESS.sub("", repr(value))
-
-
-def digest(value: Any) -> str:
-    """Short fingerprint of JSON values."""
-    return hashlib.sha256(to_json({"": value}).encode()).hexdigest()[:16]
 
 
 def _function(value: Any, inside: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,9 @@ from mechsink.engines.worker import (
     Worker,
     default_workers,
     one_thread,
+    packed,
     transportable,
+    unpacked,
 )
 from mechsink.progress import Advance
 
@@ -55,31 +58,35 @@ class Pool:
         waiting = deque(range(len(items)))
         tries = dict.fromkeys(waiting, 0)
         n = min(self.workers or default_workers(), len(items))
-        seats = [_Seat(work) for _ in range(n)]
+        seats: list[_Seat] = []
+
         try:
-            for seat in seats:
-                seat.give(waiting.popleft(), items)
-            while busy := {seat.pipe: seat for seat in seats if seat.item is not None}:
+            for _ in range(n):
+                seats.append(_Seat(work))
+            for seat in seats * work.ahead:  # in turn, so that all have some
+                if waiting:
+                    seat.give(waiting.popleft(), items)
+            while busy := {seat.pipe: seat for seat in seats if seat.has}:
                 for pipe in wait_for(list(busy)):
                     seat = busy[pipe]  # type: ignore[index]
                     said = seat.hear()
                     if isinstance(said, int):
                         advance(said)
                         continue
-                    number, seat.item = seat.item, None
-                    assert number is not None
                     if said is None:  # the worker is no more
+                        number, *unbegun = seat.has
+                        waiting.extendleft(reversed(unbegun))
                         tries[number] += 1
                         seat.hire()
                         if tries[number] < TRIES:
-                            waiting.appendleft(number)
+                            waiting.append(number)
                         else:
                             yield number, Outcome("failed", _lost(seat.ended))
                     elif said.kind == "not opened":
                         raise said.value
                     else:
-                        yield number, said
-                    if waiting:
+                        yield seat.has.popleft(), said
+                    while waiting and len(seat.has) < work.ahead:
                         seat.give(waiting.popleft(), items)
         finally:
             for seat in seats:
@@ -91,7 +98,6 @@ class _Seat:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self.item: int | None = None
         self.ended: int | None = None  # exit code of the last that died
         self.hire()
 
@@ -101,73 +107,66 @@ class _Seat:
         # torch's threads half-dead.
         from loky.backend import get_context
 
+        self.has: deque[int] = deque()  # items: at work, then the next
         context: Any = get_context("loky")
         self.pipe: Connection
         self.pipe, theirs = context.Pipe()
-        watched, self._alive = context.Pipe(duplex=False)
         self._process = context.Process(
-            target=_serve, args=(theirs, watched, self._work), init_main_module=False
+            target=_serve, args=(theirs, self._work), init_main_module=False
         )
         self._process.start()
         theirs.close()
-        watched.close()
 
     def give(self, number: int, items: Sequence[Any]) -> None:
-        import cloudpickle
-
-        self.item = number
+        self.has.append(number)
         with contextlib.suppress(OSError):  # it has died: `hear` says so
-            self.pipe.send_bytes(cloudpickle.dumps(items[number]))
+            self.pipe.send_bytes(packed(items[number]))
 
     def hear(self) -> int | Outcome | None:
         """Steps done, an outcome, or None where the worker has died."""
-        import cloudpickle
-
         try:
-            return cloudpickle.loads(self.pipe.recv_bytes())
+            return unpacked(self.pipe.recv_bytes())
         except (EOFError, OSError):
+            self.pipe.close()
             self._process.join()
             self.ended = self._process.exitcode
             return None
 
     def dismiss(self) -> None:
-        """End the worker: at once, if it is at work."""
+        """End the worker, which leaves when its pipe closes, whatever it does."""
         self.pipe.close()
-        self._alive.close()
-        if self.item is not None:
-            self._process.terminate()
         self._process.join()
 
 
-def _serve(pipe: Connection, parent: Connection, work: Work) -> None:
-    """Do what comes through the pipe until it closes."""
-    import cloudpickle
-
+def _serve(pipe: Connection, work: Work) -> None:
+    """Do what comes through the pipe."""
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    sent: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, sent), daemon=True).start()
 
     def advance(steps: int = 1) -> None:
-        pipe.send_bytes(cloudpickle.dumps(steps))
+        pipe.send_bytes(packed(steps))
 
     worker = Worker(work)
     while True:
         try:
-            sent = pipe.recv_bytes()
-        except EOFError:
-            return
-        try:
-            item = cloudpickle.loads(sent)
+            item = unpacked(sent.get())
         except Exception as error:  # its module can't be found here, say
             outcome = Outcome("failed", error)
         else:
             outcome = worker.do(item, advance)
-        pipe.send_bytes(cloudpickle.dumps(transportable(outcome)))
+        pipe.send_bytes(packed(transportable(outcome)))
 
 
-def _end_with(parent: Connection) -> None:
-    """Leave when the parent was killed: else the worker would go on, unseen."""
+def _receive(pipe: Connection, sent: "queue.SimpleQueue[bytes]") -> None:
+    """Take in items at once, so that nobody waits; leave when the pipe closes.
+
+    It closes when this worker is dismissed and when its parent was killed: else it
+    would go on, unseen.
+    """
     with contextlib.suppress(EOFError, OSError):
-        parent.recv_bytes()  # nothing ever comes
+        while True:
+            sent.put(pipe.recv_bytes())
     os._exit(1)
 
 

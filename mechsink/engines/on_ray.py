@@ -17,8 +17,6 @@ from mechsink.engines.engine import TRIES, Outcome, Work, WorkerLost
 from mechsink.engines.worker import Worker, transportable
 from mechsink.progress import Advance
 
-AHEAD = 2
-"""Pieces that a worker has: one at work, one that need not be waited for."""
 ASK = 0.5
 """Seconds between two looks at what is done."""
 
@@ -61,7 +59,7 @@ class RayCluster:
             try:
                 for _ in range(n):
                     workers.append(actor.remote(sent))
-                for worker in workers * AHEAD:
+                for worker in workers * work.ahead:
                     if waiting:
                         give(worker)
                 while doing:

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,6 @@ class Store:
             OSError: it can't be written.
         """
         folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                f"spread: cannot make the folder {folder}: {error.strerror}. Give one "
-                "inside a folder that you may write to."
-            ) from error
         with locked(folder, "spread"):
             yield cls(folder, identity)
 
@@ -58,13 +52,11 @@ class Store:
     def keep(self, number: int, result: Result) -> None:
         """Store a finished piece."""
         self.parts.mkdir(exist_ok=True)
-        named = {**result.meta, "class": _name(type(result))}
-        type(result)(**{**vars(result), "meta": named}).save(self._at(number))
+        _named(result).save(self._at(number))
 
     def finish(self, result: Result) -> None:
         """Store the whole and let go of the pieces."""
-        named = {**result.meta, "class": _name(type(result))}
-        type(result)(**{**vars(result), "meta": named}).save(self.folder)
+        _named(result).save(self.folder)
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def _at(self, number: int) -> Path:
@@ -96,8 +88,12 @@ class Store:
             )
 
 
-def _name(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
+def _named(result: Result) -> Result:
+    """The result with its type's name, by which `_loaded` knows what to load."""
+    kind = type(result)
+    return replace(
+        result, meta={**result.meta, "class": f"{kind.__module__}:{kind.__qualname__}"}
+    )
 
 
 def _loaded(folder: Path) -> Result | None:

@@ -1,6 +1,5 @@
 """What a worker does, wherever it runs."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,15 +34,30 @@ def transportable(outcome: Outcome) -> Outcome:
     """The same, its error without what can't leave this process."""
     if outcome.is_done:
         return outcome
-    import cloudpickle
-
     try:
-        cloudpickle.loads(cloudpickle.dumps(outcome.value))
+        unpacked(packed(outcome.value))
     except Exception:
         error = outcome.value
         plain = RuntimeError(f"{type(error).__name__}: {error}")
         return Outcome(outcome.kind, plain)
     return outcome
+
+
+def packed(value: Any) -> bytes:
+    """A value on its way to another process of this call; it is never stored.
+
+    Functions of a script or a notebook go along by value.
+    """
+    import cloudpickle
+
+    return cloudpickle.dumps(value)
+
+
+def unpacked(data: bytes) -> Any:
+    """What `packed` packed, in a process that this call started, or from one."""
+    import cloudpickle
+
+    return cloudpickle.loads(data)
 
 
 @contextmanager
@@ -57,14 +71,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def n_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def default_workers(device: str | None = None) -> int:
-    """One process a core, or one on a GPU."""
+    """One process a core that may be used here, or one on a GPU."""
+    from loky import cpu_count  # minds affinity and the limits of a container
+
     on_gpu = torch.cuda.is_available() if device is None else device != "cpu"
-    return 1 if on_gpu else n_cores()
+    return 1 if on_gpu else cpu_count()

@@ -62,13 +62,6 @@ class Parts:
             RuntimeError: another process is at work there.
         """
         folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                f"patch_sweep: cannot make the folder {folder}: {error.strerror}. Give "
-                "one inside a folder that you may write to."
-            ) from error
         with locked(folder, "patch_sweep"):
             yield cls(folder, identity, probe)
 

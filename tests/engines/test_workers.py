@@ -22,8 +22,10 @@ from tests.engines import measures
 from tests.engines.measures import dies_always, dies_once, pairs, toy_model
 
 pytestmark = pytest.mark.matrix  # each start of workers takes seconds
-RAY = pytest.param(RayCluster(workers=2), id="ray")
-ENGINES = [pytest.param(Pool(2), id="pool"), RAY]
+ENGINES = [
+    pytest.param(Pool(2), id="pool"),
+    pytest.param(RayCluster(workers=2), id="ray"),
+]
 
 
 def nothing() -> None:
@@ -43,7 +45,14 @@ def spread(engine: Engine, measure=ms.patch_sweep, **options):
     )
 
 
-@pytest.mark.parametrize("engine", [pytest.param(Here(), id="here"), *ENGINES])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(Here(), id="here"),
+        pytest.param(Pool(2), id="pool"),
+        pytest.param(RayCluster(workers=2), id="ray", marks=pytest.mark.slow),
+    ],
+)
 def test_items_come_back_by_number(engine):
     pytest.importorskip("ray") if engine.name == "ray" else None
     steps = []
