@@ -18,13 +18,13 @@ TRIES = 3
 class Work:
     """What workers do: `open()` once in each, then `do(opened, item, advance)`.
 
-    `ahead`: items that a worker is given at a time. 2 where they are short: the next
-    need not be waited for. 1 where they are long: none waits behind another.
+    `short`: an item takes milliseconds, so that a worker is given more before it is
+    done with one. Of long items none should wait behind another.
     """
 
     open: Callable[[], Any]
     do: Callable[[Any, Any, Advance], Any]
-    ahead: int = 1
+    short: bool = False
 
 
 class WorkerLost(RuntimeError):

@@ -59,11 +59,12 @@ class Pool:
         tries = dict.fromkeys(waiting, 0)
         n = min(self.workers or default_workers(), len(items))
         seats: list[_Seat] = []
+        ahead = 2 if work.short else 1
 
         try:
             for _ in range(n):
                 seats.append(_Seat(work))
-            for seat in seats * work.ahead:  # in turn, so that all have some
+            for seat in seats * ahead:  # in turn, so that all have some
                 if waiting:
                     seat.give(waiting.popleft(), items)
             while busy := {seat.pipe: seat for seat in seats if seat.has}:
@@ -86,7 +87,7 @@ class Pool:
                         raise said.value
                     else:
                         yield seat.has.popleft(), said
-                    while waiting and len(seat.has) < work.ahead:
+                    while waiting and len(seat.has) < ahead:
                         seat.give(waiting.popleft(), items)
         finally:
             for seat in seats:

@@ -198,7 +198,7 @@ def _measured(
     waiting = [number for number in range(len(pieces)) if number not in parts]
     if not waiting:
         return parts, failed
-    work = Work(ask.open, ask.do, ahead=2)
+    work = Work(ask.open, ask.do, short=True)
     with bar(_title(ask.measure), len(waiting), progress) as advance:
         todo = [pieces[number] for number in waiting]
         for place, outcome in engine.run(work, todo, lambda steps=1: None):

@@ -78,9 +78,17 @@ def test_the_same_bits_though_a_worker_is_lost(engine, tmp_path):
     assert many.meta["engine"] == engine.name
 
 
-def test_a_piece_that_kills_every_worker_is_given_up():
-    with pytest.raises(RuntimeError, match=r"prompt 1: 3 workers died.*signal 9"):
-        spread(Pool(2), partial(dies_always, at=1))
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(Pool(2), id="pool"),
+        pytest.param(RayCluster(workers=2), id="ray", marks=pytest.mark.slow),
+    ],
+)
+def test_a_piece_that_kills_every_worker_is_given_up(engine):
+    said = r"failed on 1 of 5 prompts[\s\S]*prompt 1: 3 workers died"
+    with pytest.raises(RuntimeError, match=said):
+        spread(engine, partial(dies_always, at=1))
 
 
 def test_edges_are_the_same_bits_too():

@@ -106,12 +106,14 @@ def test_workers_leave_with_their_parent(tmp_path):
     script = tmp_path / "endless.py"
     script.write_text(ENDLESS)
     parent = subprocess.Popen([sys.executable, str(script), str(tmp_path / "runs")])
-    wanted = [tmp_path / "runs" / "a" / f"seed-{s}/run/config.json" for s in (0, 1)]
-    until(lambda: all(path.exists() for path in wanted), 120)
-    workers = psutil.Process(parent.pid).children(recursive=True)
-    assert len(workers) >= 2
-    parent.kill()
-    parent.wait()
+    try:
+        wanted = [tmp_path / f"runs/a/seed-{s}/run/config.json" for s in (0, 1)]
+        until(lambda: all(path.exists() for path in wanted), 120)
+        workers = psutil.Process(parent.pid).children(recursive=True)
+        assert len(workers) >= 2
+    finally:
+        parent.kill()
+        parent.wait()
     _, left = psutil.wait_procs(workers, timeout=30)
     assert not left
 
