@@ -140,11 +140,11 @@ from .models.cache_policies import Dense as Dense
 from .models.cache_policies import HeavyHitters as HeavyHitters
 from .models.cache_policies import SinkWindow as SinkWindow
 from .models.cache_policies import Window as Window
+from .models.catalogue import available_models as available_models
 from .models.float64 import in_float64 as in_float64
 from .models.generation import Generation as Generation
 from .models.generation import generate as generate
 from .models.inputs import image_span as image_span
-from .models.load import available_models as available_models
 from .models.load import load_model as load_model
 from .models.positions import reposition as reposition
 from .models.resume import base_run as base_run

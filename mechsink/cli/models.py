@@ -110,7 +110,7 @@ def models() -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from mechsink.models.load import available_models
+    from mechsink.models.catalogue import available_models
     from mechsink.visible import visible
 
     table = Table()

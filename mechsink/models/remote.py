@@ -4,10 +4,8 @@ Here there is only the skeleton, on the meta device. What needs weights at hand,
 gradient through the run, is refused by name; runs, edits, patterns and sweeps work.
 """
 
-import contextlib
-import copy
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,18 +33,13 @@ from mechsink.models.places import (
 )
 from mechsink.models.plain import PlainModel
 from mechsink.models.remote_body import visit, weight
+from mechsink.models.remote_errors import address, require_key, said_clearly
 from mechsink.models.remote_send import serialized
 from mechsink.models.steps import Steps
 from mechsink.models.texts import Texts
 from mechsink.models.versions import package_version
 from mechsink.run import Edit, LayerAttention, ModelShape, Run
 from mechsink.sites import Site
-
-KEY = (
-    "Get a key at https://login.ndif.us, then run `nnsight login` (it is stored), or "
-    "set the environment variable NDIF_API_KEY."
-)
-STATUS = '`python -c "import nnsight; print(nnsight.status())"`'
 
 
 class RemoteModel(Texts):
@@ -100,7 +93,7 @@ class RemoteModel(Texts):
         """Backend, server, architecture and versions."""
         return {
             "backend": self.backend,
-            "remote": _address(self.remote),
+            "remote": address(self.remote),
             "architecture": type(self._skeleton.model).__name__,
             "attention": "eager (sites), eager (sinks)",
             "transformers": package_version("transformers"),
@@ -159,7 +152,7 @@ class RemoteModel(Texts):
         path, blocks, traced = (*path, name), self._blocks, self._traced
         tokens = torch.zeros(1, 1, dtype=torch.int64)
         found: Any = None
-        with _said_clearly(self):  # noqa: SIM117
+        with said_clearly(self.name, self.remote):  # noqa: SIM117
             with traced.trace(tokens, use_cache=False, backend=self._backend()):
                 found = save(weight(blocks, layer, path))
         heads = heads_of(text_config(self._skeleton.model))
@@ -168,7 +161,7 @@ class RemoteModel(Texts):
     def refusal(self, what: str, instead: str) -> str:
         """Words for what needs the weights or a gradient here."""
         return (
-            f"{what}: {self.name} runs on another machine ({_address(self.remote)}), "
+            f"{what}: {self.name} runs on another machine ({address(self.remote)}), "
             f"and its weights and gradients stay there. {instead}"
         )
 
@@ -199,7 +192,7 @@ class RemoteModel(Texts):
         traced, blocks = self._traced, self._blocks
         cache: dict[int, Tensor] = {}
         logits: Any = None
-        with _said_clearly(self):  # noqa: SIM117
+        with said_clearly(self.name, self.remote):  # noqa: SIM117
             with traced.trace(tokens, use_cache=False, backend=self._backend()):
                 cache = save({})
                 for step in steps:
@@ -214,7 +207,9 @@ class RemoteModel(Texts):
 
     def _backend(self) -> Any:
         """nnsight's way to the server, sending what it can do with."""
-        with _said_clearly(self):  # the hub is asked for the model's full name
+        with said_clearly(
+            self.name, self.remote
+        ):  # the hub is asked for the model's full name
             backend = self._traced._remote_backend(self.remote, True, None, False)
         backend._serialize = functools.partial(serialized, backend)
         return backend
@@ -295,92 +290,3 @@ class RemoteModel(Texts):
                 slope = torch.autograd.grad(read.sum(), wrote, allow_unused=True)
                 hangs.append(slope[0] is not None)
         return not hangs[0]
-
-
-def skeleton(
-    source: Any,
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    tokenizer: Any = None,
-) -> Any:
-    """nnsight's model without weights, which asks its server for eager attention.
-
-    Args:
-        source: a hub id, whose configuration is read, or an nnsight model, of which a
-            second one is made.
-        revision, trust_remote_code: as for any hub model.
-        tokenizer: None: its own is loaded if there is one. Left as it is.
-    """
-    from nnsight import TransformersModel
-
-    task, options = "text-generation", {}
-    if not isinstance(source, str):
-        task, revision = getattr(source, "task", None) or task, source.revision
-        tokenizer = tokenizer or source.tokenizer
-        options, source = dict(source.kwargs), source.repo_id
-    options.pop("attn_implementation", None)
-    if trust_remote_code:
-        options["trust_remote_code"] = True
-    build = functools.partial(
-        TransformersModel,
-        source,
-        task=task,
-        revision=revision,
-        tokenizer=copy.deepcopy(tokenizer),  # nnsight sets its padding
-        **options,
-    )
-    eager = build(attn_implementation="eager")
-    # Some families (Falcon) can't be switched: the server would refuse the wish.
-    return eager if eager._module._can_set_attn_implementation() else build()
-
-
-@contextlib.contextmanager
-def _said_clearly(model: RemoteModel) -> Iterator[None]:
-    """One clear error for what can go wrong between here and there."""
-    import httpx
-    import websocket
-    from nnsight.intervention.backends.remote import RemoteError
-
-    network = (httpx.HTTPError, websocket.WebSocketException, OSError)
-    where = _address(model.remote)
-    try:
-        yield
-    except RemoteError as error:
-        text = " ".join(str(error).split())
-        if "Failed to send request" in text and "key" in text.lower():
-            raise PermissionError(
-                f"{where} refused the API key: {text} {KEY}"
-            ) from error
-        raise RuntimeError(
-            f"{model.name}: {where} could not run this: {text[-600:]} Which models it "
-            f"serves: {STATUS}."
-        ) from error
-    except network as error:
-        raise ConnectionError(
-            f"{model.name}: {where} can't be reached ({_first_line(error)}). Check the "
-            f"network, and the server with {STATUS}. With no network, load the weights "
-            "here: ms.load_model without remote=."
-        ) from error
-
-
-def require_key(remote: bool | str) -> None:
-    """Raise ValueError if NDIF is asked for and no API key is set."""
-    from nnsight import CONFIG
-
-    if remote is True and not CONFIG.API.APIKEY:
-        raise ValueError(
-            f"load_model: remote=True sends runs to {CONFIG.API.HOST}, which wants an "
-            f"API key, and none is set. {KEY}"
-        )
-
-
-def _address(remote: bool | str) -> str:
-    from nnsight import CONFIG
-
-    return CONFIG.API.HOST if remote is True else str(remote)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

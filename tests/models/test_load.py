@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 import mechsink as ms
 from mechsink.models.bridge import BridgeModel
-from mechsink.models.load import available_models
+from mechsink.models.catalogue import available_models
 from mechsink.models.resume import base_run
 from tests.models.families import tiny
 from toy_tasks import ToyConfig, ToyTransformer
