@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsink.models.plain import PlainModel, block_input, watch_attention
-from mechsink.models.replay_blocks import _HuggingFaceTail, hugging_face_base
+from mechsink.models.replay_blocks import hugging_face_base
 from mechsink.run import LayerAttention
 
 HeadEdit = Callable[[Tensor, Tensor], Tensor]
@@ -55,10 +55,8 @@ class Branches:
         self._plain = plain
         self._tokens = tokens.to(plain.device)
         # How a family caches and wraps its blocks' output shows on a few tokens.
-        few: Any = hugging_face_base(plain, self._tokens[:1, :16]).tail(0)
-        few._arguments(1)  # tries, but once a model, whether one row's serve all
-        self._past, self._width = few._past, few._width
-        self._tail = self._over(self._tokens)
+        self._few: Any = hugging_face_base(plain, self._tokens[:1, :16]).tail(0)
+        self._tail = self._few.over(self._tokens)
 
     def streams(
         self, branches: Collection[Branch], edits: Mapping[str, HeadEdit]
@@ -95,11 +93,7 @@ class Branches:
             some = stream[:, start : start + step]
             tokens = self._tokens[:, start : start + step]
             # A tail of as many tokens: some families shape their output as these are.
-            yield start, self._over(tokens).logits(some)
-
-    def _over(self, tokens: Tensor) -> _HuggingFaceTail:
-        """The blocks over whole prompts, without a run of them."""
-        return _HuggingFaceTail(self._plain, tokens, self._past, 0, self._width, None)
+            yield start, self._few.over(tokens).logits(some)
 
     def _embedded(self) -> Float[Tensor, "batch pos d_model"]:
         """The first block's input."""

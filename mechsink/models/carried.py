@@ -18,6 +18,7 @@ from torch import nn
 from mechsink.models.bridge import BridgeModel
 from mechsink.models.hugging_face import HuggingFaceModel
 from mechsink.models.load import load_model
+from mechsink.models.plain import PlainModel
 from mechsink.models.toy import ToyModel
 from mechsink.models.trace import TraceModel
 from mechsink.run import Model
@@ -112,8 +113,8 @@ def carried(model: Model | str, options: Mapping[str, Any] | None = None) -> Car
             own = {"name": model.name, "tokenizer": model.tokenizer}
             own |= {"info": model._info, "selfcheck": False}  # it was proved here
             return CarriedModel(
-                type(inside), _config(inside), _tensors(inside), str(model.device), own,
-                type(model),
+                type(inside), _config(model.plain), _tensors(inside),
+                str(model.device), own, type(model),
             )  # fmt: skip
     raise ValueError(
         f"{model.name} ({type(model).__name__}) can't be sent to other processes: it "
@@ -123,10 +124,10 @@ def carried(model: Model | str, options: Mapping[str, Any] | None = None) -> Car
     )
 
 
-def _config(model: Any) -> Any:
-    """Its config, without the attention that the plain view registered here."""
-    config = copy.deepcopy(model.config)
-    config._attn_implementation = "eager"
+def _config(plain: PlainModel) -> Any:
+    """Its configuration, with the attention that it came with, not our own."""
+    config = copy.deepcopy(plain.model.config)
+    config._attn_implementation = plain.own_attention
     return config
 
 

@@ -89,7 +89,7 @@ def _check(model: HuggingFaceModel) -> None:
 def _copied(model: HuggingFaceModel) -> Any:
     inside: Any = copy.deepcopy(model.plain.model)
     # The view may run our attention function by now: the copy begins as it was.
-    inside.config._attn_implementation = model.plain._original
+    inside.config._attn_implementation = model.plain.own_attention
     inside = inside.to("cpu", torch.float64)
     if hasattr(inside, "set_experts_implementation"):
         inside.set_experts_implementation("eager")  # grouped kernels have no float64

@@ -32,7 +32,7 @@ class PlainModel:
     def __init__(self, model: Any) -> None:
         self.model: Any = model
         register_attention()
-        self._original = model.config._attn_implementation
+        self.own_attention = model.config._attn_implementation
         self._broadcast: bool | None = None
 
     @property
@@ -99,7 +99,7 @@ class PlainModel:
                 and bool((before - after).abs().max() <= close * before.abs().max())
             )
             if not works:
-                self.model.set_attn_implementation(self._original)
+                self.model.set_attn_implementation(self.own_attention)
         return works
 
     @functools.cached_property

@@ -51,12 +51,12 @@ def hugging_face_base(plain: PlainModel, tokens: Tensor) -> BaseRun:
         )
     width = None if isinstance(outs[0], Tensor) else len(outs[0])
     end = tokens.shape[1] - 1
-    final = _HuggingFaceTail(plain, tokens, past, end, width, None)
+    final = HuggingFaceTail(plain, tokens, past, end, width, None)
 
-    def tail(pos: int) -> _HuggingFaceTail:
+    def tail(pos: int) -> HuggingFaceTail:
         if pos == end:
             return final
-        return _HuggingFaceTail(plain, tokens, past, pos, width, final)
+        return HuggingFaceTail(plain, tokens, past, pos, width, final)
 
     return BaseRun(
         tokens,
@@ -67,7 +67,7 @@ def hugging_face_base(plain: PlainModel, tokens: Tensor) -> BaseRun:
     )
 
 
-class _HuggingFaceTail:
+class HuggingFaceTail:
     """Blocks called with the very arguments that the model itself gives them.
 
     Those arguments (masks, rotary angles, ALiBi) are caught by running the model
@@ -81,12 +81,20 @@ class _HuggingFaceTail:
         past: list[Any],
         pos: int,
         width: int | None,
-        final: "_HuggingFaceTail | None",
+        final: "HuggingFaceTail | None",
     ) -> None:
         self._plain, self._width, self._final = plain, width, final
         self._tokens = tokens[:1, pos:]  # all rows have alike masks and positions
         self._past = [(keys[:, :, :pos], values[:, :, :pos]) for keys, values in past]
         self._calls: dict[int, list[Call]] = {}
+
+    def over(self, tokens: Tensor) -> "HuggingFaceTail":
+        """The same blocks over other prompts, of which nothing was run before.
+
+        For a tail from position 0, which has no earlier keys and values.
+        """
+        self._arguments(1)  # tries, but once a model, whether one row's serve all
+        return HuggingFaceTail(self._plain, tokens, self._past, 0, self._width, None)
 
     def block(
         self,
@@ -95,6 +103,7 @@ class _HuggingFaceTail:
         rows: Tensor | None,
         on_pattern: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
+        """See `mechsink.models.continuation.Tail`."""
         cache = _Continued(self._past, rows)
         if on_pattern is None:
             return self._call(layer, resid, cache)
@@ -105,6 +114,7 @@ class _HuggingFaceTail:
             return self._call(layer, resid, cache)
 
     def last(self, layer: int, resid: Tensor, rows: Tensor | None) -> Tensor:
+        """See `mechsink.models.continuation.Tail`."""
         # Earlier positions are needed as keys and values only: the block is left as
         # soon as it hands them to its cache, then called for the last position.
         if self._final is None:
@@ -132,6 +142,7 @@ class _HuggingFaceTail:
         return out.to(self._plain.device)
 
     def logits(self, resid: Tensor, vocabulary: Tensor | None = None) -> Tensor:
+        """See `mechsink.models.continuation.Tail`."""
         # The model's own forward around stand-ins that answer with `resid`: final
         # norm, head, logit scale and soft cap stay the model's business.
         model = self._plain.model
