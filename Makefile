@@ -6,6 +6,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
+# Compiled tests are kept: without them every run compiles all of them anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-all lint quick check bench gpu install clean
 

@@ -367,6 +367,7 @@ def test_families(family: str) -> None:
     assert (reach["magnitude"].max() > 0).all()
 
 
+@pytest.mark.matrix
 def test_refusals_and_their_advice() -> None:
     own = pairs(d_vocab=30)
     gptj = load("gptj")

@@ -155,6 +155,7 @@ def test_exact_edges_equal_a_forward_pass_split_by_hand(norm: str) -> None:
 
 @pytest.mark.first_case
 @pytest.mark.parametrize("family", SOME_FIRST)
+@pytest.mark.matrix
 def test_exact_edges_equal_path_patching(family: str) -> None:
     """Another engine: senders at z, receivers at q, k, v, MLPs and logits."""
     pairs = prompt_pairs(3)
@@ -304,6 +305,7 @@ def test_exact_patching_does_not_depend_on_batches(
     pd.testing.assert_series_equal(got, want, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.matrix
 def test_integrated_gradients_settle_as_steps_grow() -> None:
     model = toy(norm="rms")
     runs = [

@@ -60,6 +60,7 @@ def coins_of(case: int, n: int) -> np.ndarray:
 
 @pytest.mark.first_case
 @pytest.mark.parametrize("n", [12, 16])
+@pytest.mark.matrix
 def test_swapping_answers_flips_signs(n):
     """The public call on truly exchanged answers is the test on flipped scores."""
     model, pairs = made(3, n)

@@ -159,6 +159,7 @@ def test_figures_of_any_size_are_drawn(n):
     assert high - low > 100
 
 
+@pytest.mark.matrix
 def test_labels_do_not_overlap_in_a_figure_of_its_own():
     circuit = top_edges(random_scores(Wires(12, 12, 12), 3), 60, prune=False)
     ax = circuit.plot()

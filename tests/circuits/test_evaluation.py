@@ -36,6 +36,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
 @pytest.mark.parametrize(("norm", "n_kv_heads"), TOYS)
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+@pytest.mark.first_case
 def test_a_circuit_equals_a_run_split_by_hand(norm, n_kv_heads, share):
     """Corrupted writes, zeros and means on every edge outside the circuit."""
     model = toy(norm=norm, n_kv_heads=n_kv_heads)

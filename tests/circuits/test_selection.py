@@ -60,6 +60,7 @@ def test_ties_go_to_the_earlier_edge_however_the_table_is_sorted():
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.first_case
 def test_top_edges_leave_what_is_on_a_path(name):
     wires = SHAPES[name]
     for seed in range(10):

@@ -68,6 +68,7 @@ def test_attribution_and_sinks_join_too():
     pd.testing.assert_frame_equal(scores.table, in_one, atol=1e-6)
 
 
+@pytest.mark.matrix
 def test_a_result_of_all_prompts_together_is_refused():
     scores = ms.eap(toy_model(), pairs(), ms.logit_diff)
     circuit = ms.top_edges(scores, 5)

@@ -89,6 +89,7 @@ def test_the_planted_head_is_found_named_and_compressed(variant: Any) -> None:
     assert cut.loc[("other", "L1KV0.v", 4), "accuracy_after"] < 0.8
 
 
+@pytest.mark.matrix
 def test_a_head_that_knows_only_four_letters_does_not_generalise() -> None:
     """Values of the planted head for W to Z set to zero: it finds, and says nothing."""
     model, choices = planted()

@@ -37,6 +37,7 @@ def losses(study: Streaming, policy: str) -> pd.Series:
     return rows.set_index("pos")["nll"]
 
 
+@pytest.mark.matrix
 def test_each_policy_has_the_losses_of_its_own_run(small: Streaming) -> None:
     model = load("llama")
     for name, policy in {

@@ -202,6 +202,7 @@ def test_positions_grouped_in_one_wave_or_each_in_its_own(monkeypatch, site) -> 
         )
 
 
+@pytest.mark.matrix
 def test_out_of_memory_on_a_gpu_is_tried_with_half(monkeypatch) -> None:
     from mechsink.interventions import sweep
 

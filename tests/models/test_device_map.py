@@ -38,6 +38,7 @@ def spread(folder: Path, **places: str) -> Any:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.matrix
 def test_an_offloaded_layer_changes_nothing(backend: str, tmp_path: Path) -> None:
     own, placed = spread(tmp_path, **{"layers.1": "disk"})
     assert any(p.is_meta for p in placed.parameters())

@@ -36,6 +36,7 @@ def model(request: pytest.FixtureRequest) -> Model:
     return more(name) if name in MORE else load(name)
 
 
+@pytest.mark.first_case
 def test_weights_give_the_sites(model: Model) -> None:
     """On tokens that the proof itself has not seen."""
     known = wiring(model)

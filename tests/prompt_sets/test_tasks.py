@@ -62,6 +62,7 @@ def test_known_prompts() -> None:
     assert choice.table.loc[0, ["answer", "wrong"]].tolist() == [" A", " D"]
 
 
+@pytest.mark.matrix
 def test_the_answer_is_the_name_that_stands_once() -> None:
     for corrupt in ("abc", "swap"):
         got = ioi(GPT2, 60, corrupt=corrupt)
@@ -105,6 +106,7 @@ def test_capitals_are_those_of_the_list() -> None:
     assert set(got.table["country"]) <= whole < set(CAPITALS)
 
 
+@pytest.mark.matrix
 def test_sums_are_right_and_those_of_two_tokens_dropped() -> None:
     every = sums(model("words"), 97, largest=9)  # there, each number is one token
     few = sums(DIGITS, 20, largest=9)

@@ -56,6 +56,7 @@ def test_the_planted_circuit_is_found_and_whole(planted, report):
     assert report.table["in_circuit"].sum() == len(case.edges)
 
 
+@pytest.mark.matrix
 def test_what_chooses_never_measures():
     """The method sees one half alone; faithfulness is over the other, by hand."""
     model = toy()  # each pair has a metric of its own here
@@ -114,6 +115,7 @@ def test_few_pairs_do_both_and_the_page_says_so(planted):
     assert found.scores.clean == pytest.approx(found.measured["full"].tolist())
 
 
+@pytest.mark.matrix
 def test_pairs_that_stand_in_both_halves_are_told():
     model = toy()
     pairs = telling_pairs(model, 10)
@@ -175,6 +177,7 @@ def test_numbers_on_the_page_are_the_reports(planted, report):
     assert names[:7] == ["source", "target", "score", "95 % from", "95 % to", "p", "q"]
 
 
+@pytest.mark.matrix
 def test_it_is_saved_with_its_circuit_and_read_back(report, tmp_path):
     folder = report.save(tmp_path / "run")
     assert {path.name for path in folder.iterdir()} == {

@@ -32,6 +32,7 @@ def test_the_extra_loss_is_that_of_the_first_block_alone():
     assert toy.extra_loss() is None  # a measured model keeps no states
 
 
+@pytest.mark.matrix
 def test_training_with_it_keeps_states_apart():
     tokens = TASK.sample(16, 13, 1)
     found = []

@@ -176,6 +176,7 @@ def test_variants_are_what_they_say(name):
     assert (bare.kv_heads < bare.n_heads) == ("grouped" in name)
 
 
+@pytest.mark.first_case
 def test_prompts_follow_the_seed():
     for build in PLANTED.values():
         a, b, c = build(seed=1), build(seed=1), build(seed=2)

@@ -65,6 +65,7 @@ def test_what_stands_first():
     assert len(random.unique()) > 1.5 * len(plain[:, 2:4].unique())
 
 
+@pytest.mark.matrix
 def test_short_windows_end_inside_the_opening():
     task = SourceText.from_library(50, n_bos=0, random_at=(1, 4), bos_at=6)
     assert task.sample(3, 2, 0).shape == (3, 2)

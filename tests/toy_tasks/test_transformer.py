@@ -168,6 +168,7 @@ def test_blocks_continue_from_the_past(config):
 
 
 @every_config
+@pytest.mark.first_case
 def test_an_edit_acts_at_every_hook(config):
     model, tokens = build(config)
     base = model(tokens)
