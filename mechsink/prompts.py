@@ -62,8 +62,8 @@ class PromptPairs:
     """Clean and corrupted prompts with the right and the wrong next token.
 
     Args:
-        clean: prompts with the behaviour: texts, Int[prompt pos] tokens, or a list
-            of Int[pos].
+        clean: prompts with the behaviour: a text or several, Int[prompt pos] tokens,
+            or a list of Int[pos].
         corrupted: as many, each as long in tokens as its clean prompt.
         answers: right next token of each clean prompt, text or token; one for
             all is enough. None for metrics that need no answer.
@@ -83,6 +83,10 @@ class PromptPairs:
     pad: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("clean", "corrupted", "answers", "wrong"):
+            given = getattr(self, name)
+            if isinstance(given, str):  # one text is a prompt, not so many letters
+                object.__setattr__(self, name, [given])
         n = len(self.clean)
         if n == 0 or len(self.corrupted) != n:
             raise ValueError(

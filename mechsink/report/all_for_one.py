@@ -14,6 +14,7 @@ from mechsink.report.html import Headline, Page, Plot, Section, TokenText, setti
 from mechsink.report.paged import Drawn, PagedResult
 from mechsink.report.svg import inline_svg
 from mechsink.report.tables import to_table
+from mechsink.results import wilson
 from mechsink.run import Model
 from mechsink.slots.prompts import SlotPrompts
 from mechsink.slots.tokens import SlotTokens
@@ -49,7 +50,6 @@ class AllForOneReport(AllForOneSearch, PagedResult):
     def page(self, drawn: Drawn | None = None) -> Page:
         """The page: the answer, the curve, the sets tried, what the model needs."""
         plot = (drawn or self.draw())["trade-off"][1]
-        settings = self.meta["settings"]
         texts = list(enumerate(self.meta["tokens"]))
         return Page(
             title=f"All for one: {self.meta['model']}",
@@ -60,22 +60,20 @@ class AllForOneReport(AllForOneSearch, PagedResult):
                 "and works at the last token alone from then on (arXiv:2509.09650).",
             ),
             headlines=(
-                Headline(
-                    f"{settings['full_accuracy']:.3f}",
-                    "full model right",
-                    f"{settings['right']} prompts take part",
-                ),
+                self._accuracy(),
                 Headline(
                     "none" if self.wait is None else str(self.wait),
                     "layers waited",
-                    f"keeping {self.target:.0%} of right answers",
+                    f"keeping {self.target:.0%} of right answers where it was chosen",
                 ),
                 Headline(
                     "–"
                     if self.peek is None
                     else (", ".join(map(str, self.peek)) or "none"),
                     "peeking layers",
+                    "where the last token looks at the others",
                 ),
+                *self._kept(),
             ),
             sections=(
                 Section(
@@ -134,6 +132,21 @@ class AllForOneReport(AllForOneSearch, PagedResult):
             ),
             settings=settings_rows(self.meta),
         )
+
+    def _accuracy(self) -> Headline:
+        settings = self.meta["settings"]
+        share, right = settings["full_accuracy"], settings["right"]
+        low, high = wilson(right, round(right / share))  # some prompt was right
+        note = f"{low:.3f} to {high:.3f} (95 %); these {right} prompts take part"
+        return Headline(f"{share:.3f}", "full model right", note)
+
+    def _kept(self) -> tuple[Headline, ...]:
+        """What the subgraph keeps where it was not chosen; none if none was found."""
+        if not self.found:
+            return ()
+        low, high = self.kept_interval
+        note = f"{low:.3f} to {high:.3f} (95 %); 1 is all that the full model gets"
+        return (Headline(f"{self.kept:.3f}", "right answers kept, unseen", note),)
 
 
 def all_for_one_report(

@@ -163,6 +163,7 @@ def _edges(circuit: Circuit, layout: Layout, frame: _Frame) -> list[dict[str, An
                 "port": port,
                 "sign": sign,
                 "rank": rank,
+                "size": abs(scores[edge]),
                 "d": frame.path(layout.curves[edge]),
                 "width": f"{width:.2f}",
                 "dashes": _dashes(port, width),

@@ -40,7 +40,7 @@ def edge_page(report: EdgeReport, drawn: Drawn) -> Page:
         inner,
         title=f"Circuit of {report.meta['model']} for {report.metric}",
         summary=(*inner.summary, _who_chose(report)),
-        headlines=(*inner.headlines[:2], *_headlines(report)),
+        headlines=(inner.headlines[0], *_headlines(report)),
         sections=(
             diagram,
             Section(
@@ -49,7 +49,7 @@ def edge_page(report: EdgeReport, drawn: Drawn) -> Page:
                 figures=(drawn["faithfulness"][1],),
                 tables=(_points(report), _means(report)),
             ),
-            edges,
+            replace(edges, headlines=(inner.headlines[1], *_told_from_zero(report))),
             Section("Pairs of prompts", _about(report), tables=(_pairs(report),)),
         ),
         texts=tuple(_texts(report)),
@@ -67,6 +67,14 @@ def _headlines(report: EdgeReport) -> Iterator[Headline]:
         ("CMD", report.cmd, "0 is best"),
     ):
         yield Headline(_value(found), name, f"{_interval(found)}; {best}")
+    if report.accuracy[0] is not None:
+        shares = [x if x is None else 100 * x for x in report.accuracy]
+        about = f"{_interval(shares, ' %')}; chance 50 %"
+        value = f"{number(shares[0] or 0)} %"
+        yield Headline(value, "answers beat the wrong one", about)
+
+
+def _told_from_zero(report: EdgeReport) -> Iterator[Headline]:
     q_value: Any = report.table["q_value"]
     if q_value.notna().any():
         n_pairs = len(report.scores.clean)
@@ -75,11 +83,6 @@ def _headlines(report: EdgeReport) -> Iterator[Headline]:
             about += f"; no p can be below {number(2.0 ** (1 - n_pairs), 2)}"
         count = f"{(q_value < FOUND).sum():,}"
         yield Headline(count, f"edges with q < {FOUND}", about)
-    if report.accuracy[0] is not None:
-        shares = [x if x is None else 100 * x for x in report.accuracy]
-        about = f"{_interval(shares, ' %')}; chance 50 %"
-        value = f"{number(shares[0] or 0)} %"
-        yield Headline(value, "answers beat the wrong one", about)
 
 
 def _who_chose(report: EdgeReport) -> str:

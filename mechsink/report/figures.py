@@ -120,9 +120,7 @@ def attention(
     table: Any = report.attention
     here = table[(table["layer"] == layer) & (table["head"] == head)]
     grid = here.pivot(index="query", columns="key", values="weight")
-    first: Any = report.tokens[report.tokens["batch"] == 0]
-    tokens = first["token"].head(len(grid))
-    names = [tick_label(token) for token in tokens]
+    names = [tick_label(token) for token in example_tokens(report)]
     with plotting.theme():
         ax = ax or plotting.new_axes(height=plotting.WIDTH)
         top = max(1.0, float(here["weight"].max()))
@@ -134,6 +132,13 @@ def attention(
         ax.invert_yaxis()  # reading order runs down
         ax.set(xlabel="key", ylabel="query", title=f"layer {layer}, head {head}")
     return ax
+
+
+def example_tokens(report: SinkReport) -> list[str]:
+    """Tokens of the text whose attention the report holds, as far as it does."""
+    first: Any = report.tokens[report.tokens["batch"] == 0]
+    n_pos = int(report.attention["query"].max()) + 1
+    return first["token"].head(n_pos).tolist()
 
 
 def tick_label(token: str, most: int = 9) -> str:

@@ -3,11 +3,12 @@
 May import: sites, run, results, plotting, models, sinks, experiments, toy_tasks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
@@ -24,6 +25,8 @@ from toy_tasks import TrainRun, load_run
 
 _EXAMPLE = 24
 """Tokens of the example whose attention is drawn: as many labels as fit."""
+_MOST = 400_000
+"""Weights of the example that are kept over all steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +36,7 @@ class FormationReport(PagedResult):
     Attributes:
         table: step, layer, head, measure, value, as in `Formation`.
         final: layer, measure, value at the last step, mean over heads.
-        attention: layer, head, query, key, weight on one short sequence, after
-            the last step.
+        attention: step, layer, head, query, key, weight on one short sequence.
         example: pos, id, token, is_trigger of that sequence.
         training: step, loss of each logged batch (nats); empty if not known.
     """
@@ -54,6 +56,11 @@ class FormationReport(PagedResult):
         """Whether queries and losses are split by trigger."""
         return "markov_excess" in set(self.table["measure"])
 
+    @property
+    def sink_measure(self) -> str:
+        """What rests on the sink: attention away from triggers, where there are any."""
+        return "bos_markov" if self.has_task else "sink_score"
+
     def value(self, measure: str, layer: int | None = None) -> float:
         """A measure after the last step; NaN if it was not measured there."""
         here: Any = self.final[self.final["measure"] == measure]
@@ -64,8 +71,7 @@ class FormationReport(PagedResult):
     @property
     def sink_layer(self) -> int:
         """Layer whose heads end up looking most at the sink."""
-        measure = "bos_markov" if self.has_task else "sink_score"
-        here: Any = self.final[self.final["measure"] == measure]
+        here: Any = self.final[self.final["measure"] == self.sink_measure]
         return int(here.loc[here["value"].idxmax(), "layer"])
 
     def plot(self) -> Figure:
@@ -102,8 +108,10 @@ def formation_report(
         ValueError, FileNotFoundError: as `formation`.
     """
     history, own_task = as_checkpoints(checkpoints)
-    timeline = formation(checkpoints, tokens, **options)
-    model = history[timeline.steps[-1]].load(selfcheck=False)
+    seen = _Patterns(len(history))
+    timeline = formation(checkpoints, tokens, watch=seen, **options)
+    model = seen.model
+    assert model is not None  # there is a step
     task = options.get("task") or own_task
     meta = dict(timeline.meta)
     row = torch.tensor([meta["tokens"][0]["ids"]])[:, :_EXAMPLE]
@@ -138,7 +146,7 @@ def formation_report(
         table=timeline.table,
         meta=meta,
         final=_final(timeline),
-        attention=_patterns(model, row),
+        attention=seen.table(),
         example=example,
         training=training,
     )
@@ -155,17 +163,41 @@ def _final(timeline: Formation) -> pd.DataFrame:
     )
 
 
-def _patterns(model: Model, row: Int[Tensor, "1 pos"]) -> pd.DataFrame:
-    """Attention of head 0 of every layer, after training."""
-    columns = ["layer", "head", "query", "key", "weight"]
-    if "pattern" not in model.shape.sites:
-        return pd.DataFrame(columns=columns)
-    sites = [Site("pattern", layer, head=0) for layer in range(model.shape.n_layers)]
-    run = model.run(row.to(model.device), read=sites)
-    parts = []
-    for site in sites:
-        weight = run.cache[site][0].detach().double().cpu()
-        query, key = torch.tril_indices(*weight.shape)
-        place = {"layer": site.layer, "head": 0, "query": query, "key": key}
-        parts.append(pd.DataFrame({**place, "weight": weight[query, key]}))
-    return pd.concat(parts, ignore_index=True)
+class _Patterns:
+    """Attention on the start of the first sequence, while each model is loaded.
+
+    Of every head if that stays a table of reasonable size, else of one head a layer.
+    """
+
+    def __init__(self, n_steps: int) -> None:
+        self.n_steps = n_steps
+        self.parts: list[pd.DataFrame] = []
+        self.model: Model | None = None
+
+    def __call__(self, step: int, model: Model, tokens: Sequence[Tensor]) -> None:
+        self.model, shape = model, model.shape
+        if "pattern" not in shape.sites:
+            return
+        row = tokens[0][:1, :_EXAMPLE]
+        cells = self.n_steps * shape.n_layers * shape.n_heads * row.shape[1] ** 2 // 2
+        n_heads = shape.n_heads if cells <= _MOST else 1
+        sites = [Site("pattern", layer) for layer in range(shape.n_layers)]
+        run = model.run(row.to(model.device), read=sites)
+        query, key = (x.numpy() for x in torch.tril_indices(row.shape[1], row.shape[1]))
+        for site in sites:
+            weight = run.cache[site][0, :n_heads].detach().float().cpu().numpy()
+            part = pd.DataFrame({"weight": weight[:, query, key].ravel()})
+            part.insert(0, "key", np.tile(key, n_heads))
+            part.insert(0, "query", np.tile(query, n_heads))
+            part.insert(0, "head", np.repeat(np.arange(n_heads), len(query)))
+            part.insert(0, "layer", site.layer)
+            part.insert(0, "step", step)
+            self.parts.append(part)
+
+    def table(self) -> pd.DataFrame:
+        """step, layer, head, query, key, weight."""
+        if not self.parts:
+            return pd.DataFrame(
+                columns=["step", "layer", "head", "query", "key", "weight"]
+            )
+        return pd.concat(self.parts, ignore_index=True)

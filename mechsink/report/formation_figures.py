@@ -71,9 +71,10 @@ def excess_risk(report: FormationReport, ax: Axes | None = None) -> Axes:
 def example_attention(
     report: FormationReport, layer: int, ax: Axes | None = None
 ) -> Axes:
-    """Attention of one layer on a short sequence; trigger queries marked."""
+    """Attention of one layer's head 0 on a short sequence, after the last step."""
     table: Any = report.attention
-    here = table[table["layer"] == layer]
+    table = table[(table["layer"] == layer) & (table["head"] == 0)]
+    here = table[table["step"] == table["step"].max()]
     grid = here.pivot(index="query", columns="key", values="weight")
     names = [tick_label(token) for token in report.example["token"]]
     with plotting.theme():
@@ -95,6 +96,16 @@ def example_attention(
         ax.invert_yaxis()  # reading order runs down
         ax.set(xlabel="key", ylabel="query")
     return ax
+
+
+def head_map(report: FormationReport, ax: Axes | None = None) -> Axes:
+    """Attention to the sink by layer and head, after the last step."""
+    table: Any = report.table[report.table["measure"] == report.sink_measure]
+    last = table[table["step"] == table["step"].max()]
+    grid = last.pivot(index="head", columns="layer", values="value")
+    with plotting.theme():
+        ax = ax or plotting.new_axes(height=0.62 * plotting.WIDTH)
+        return plotting.heat_map(ax, grid, "attention to the sink", limits=(0.0, 1.0))
 
 
 def _series(

@@ -6,6 +6,7 @@ May import: sites, run, results, plotting, sinks, experiments.
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 from mechsink import plotting
@@ -13,6 +14,7 @@ from mechsink.experiments.formation.moment import MEASURES
 from mechsink.plotting import Figure
 from mechsink.report import formation_figures as draw
 from mechsink.report.formation import FormationReport
+from mechsink.report.formation_maps import head_steps
 from mechsink.report.html import (
     Headline,
     Page,
@@ -23,6 +25,7 @@ from mechsink.report.html import (
     show_token,
 )
 from mechsink.report.paged import Drawn
+from mechsink.report.pattern_maps import step_patterns
 from mechsink.report.svg import inline_svg
 from mechsink.report.tables import number, to_table
 
@@ -153,6 +156,15 @@ def figures(report: FormationReport) -> dict[str, tuple[Figure, Plot]]:
     else:
         ax = draw.by_layer(report, "sink_score", "sink score")
         add("sink-score", ax, "Sink score", "Mean over heads and texts.")
+    if len(report.formation.table[["layer", "head"]].dropna().drop_duplicates()) > 1:
+        add(
+            "sink-by-head",
+            draw.head_map(report),
+            "Attention to the sink, head by head",
+            "Move the slider to see it form. On paper: after the last step.",
+        )
+        figure, plot = out["sink-by-head"]
+        out["sink-by-head"] = figure, replace(plot, maps=head_steps(report))
     panels = {
         "sink_logit": (
             "sink logit (nats)",
@@ -189,12 +201,19 @@ def figures(report: FormationReport) -> dict[str, tuple[Figure, Plot]]:
             "elsewhere; a perfect model has 0.",
         )
     for layer in sorted(set(report.attention["layer"])):
+        key = f"example-layer-{layer}"
         add(
-            f"example-layer-{layer}",
+            key,
             draw.example_attention(report, layer),
-            f"Attention after training, layer {layer}",
-            "One short sequence, head 0. Rows are queries; triggers in bold red.",
+            f"Attention on one short sequence, layer {layer}",
+            "Rows are queries, triggers are marked. On paper: head 0 after the last "
+            "step.",
         )
+        figure, plot = out[key]
+        marked: Any = report.example.index[report.example["is_trigger"]]
+        tokens = report.example["token"].tolist()
+        maps = step_patterns(report.attention, tokens, layer, tuple(map(int, marked)))
+        out[key] = figure, replace(plot, maps=maps)
     return out
 
 
@@ -217,7 +236,7 @@ def sections(
                 "Training steps run to the right on a logarithmic axis, with step 0, "
                 "before training, at its left end.",
             ),
-            figures=some("attention", "sink-score", "sink-log"),
+            figures=some("attention", "sink-score", "sink-by", "sink-log"),
         ),
         Section(
             "Value drain and residual norm",
@@ -229,7 +248,13 @@ def sections(
         ),
         *([Section("Loss", figures=some("excess"))] if report.has_task else []),
         *(
-            [Section("Attention, token by token", figures=some("example"))]
+            [
+                Section(
+                    "Attention, token by token",
+                    ("Move the slider to see where a head looked at each checkpoint.",),
+                    figures=some("example"),
+                )
+            ]
             if some("example")
             else []
         ),

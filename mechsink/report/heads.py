@@ -11,6 +11,7 @@ import numpy as np
 
 from mechsink import plotting
 from mechsink.report.html import Headline, Page, Plot, Section, TokenText, settings_rows
+from mechsink.report.maps import Choice, Maps, fits
 from mechsink.report.paged import Drawn, PagedResult
 from mechsink.report.svg import inline_svg
 from mechsink.report.tables import to_table
@@ -27,7 +28,7 @@ class HeadsReport(PagedResult, ActiveDormant):
     """`ActiveDormant` with a page."""
 
     def draw(self) -> Drawn:
-        """Every head a dot: one domain against the other."""
+        """Every head a dot, one domain against the other; and every head by place."""
         import matplotlib.pyplot as plt
 
         figure = plotting.figure_of(self.plot())
@@ -40,7 +41,30 @@ class HeadsReport(PagedResult, ActiveDormant):
             "that attends evenly to all it sees. Coloured: differs at q < .05; filled: "
             "zeroing it costs more where it is active.",
         )
-        return {"heads": (figure, plot)}
+        return {"heads": (figure, plot), "heads-by-layer": self._by_layer()}
+
+    def _by_layer(self) -> tuple[plotting.Figure, Plot]:
+        """The contrast of each head where it stands in the model."""
+        import matplotlib.pyplot as plt
+
+        first = self.domains[0]
+        grid = self.rows_of(first).pivot(
+            index="head", columns="layer", values="difference"
+        )
+        other = self.domains[1] if len(self.domains) == 2 else "others"
+        with plotting.theme():
+            ax = plotting.new_axes(height=0.62 * plotting.WIDTH)
+            label = plotting.literal(f"{first} minus {other}", 30)
+            plotting.heat_map(ax, grid, label, diverging=True)
+        figure = plotting.figure_of(ax)
+        plt.close(figure)
+        return figure, Plot(
+            inline_svg(figure, "heads-by-layer"),
+            "Every head in its place",
+            f"Attention to position {self.position}, {first} minus {other}: above 0 "
+            "the head rests there. Choose a domain to see its own dormancy.",
+            maps=contrast_maps(self),
+        )
 
     def page(self, drawn: Drawn | None = None) -> Page:
         """The page: how many heads differ, which, and what they are worth."""
@@ -97,6 +121,38 @@ class HeadsReport(PagedResult, ActiveDormant):
             settings=settings_rows(self.meta),
             notes=tuple(self.meta["notes"]),
         )
+
+
+def contrast_maps(report: ActiveDormant) -> Maps | None:
+    """Each domain's contrast, then each domain's dormancy, by layer and head."""
+    grids, names = [], []
+    contrasts = report.domains if len(report.domains) > 2 else report.domains[:1]
+    for name in contrasts:
+        grids.append(_grid(report.rows_of(name), "difference"))
+        other = "the others" if len(report.domains) > 2 else report.domains[1]
+        names.append(f"{name} minus {other}")
+    heads: Any = report.table.drop_duplicates(["layer", "head"])
+    for name in report.domains:
+        grids.append(_grid(heads, name))
+        names.append(name)
+    rows, columns = grids[0].index, grids[0].columns
+    if not fits(len(grids), len(rows), len(columns)):
+        return None
+    values = np.stack([grid.to_numpy(float) for grid in grids])
+    reach = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    return Maps(
+        values,
+        rows=tuple(map(str, rows)),
+        columns=tuple(map(str, columns)),
+        names=("head", "layer", "attention"),
+        limits=(-reach, reach),
+        choices=(Choice("Show", tuple(names)),),
+        diverging=True,
+    )
+
+
+def _grid(table: Any, value: str) -> Any:
+    return table.pivot(index="head", columns="layer", values=value)
 
 
 def heads_report(

@@ -3,7 +3,7 @@
 A `Page` is plain data: sentences, headline numbers, figures, tables, tokens and
 settings. `render` turns it into HTML with every text escaped; a content policy
 inside the page forbids any request, whatever a prompt may contain.
-May import: results.
+May import: results, plotting.
 """
 
 import base64
@@ -19,6 +19,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from mechsink.report.maps import Maps
 from mechsink.report.tables import Table
 from mechsink.results import atomic_write, plain
 from mechsink.visible import visible
@@ -44,12 +45,16 @@ class Headline:
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure: inline SVG with a title and a caption that explains its axes."""
+    """One figure: inline SVG with a title and a caption that explains its axes.
+
+    `maps`: what a reader sees in its place where scripts run.
+    """
 
     svg: Markup
     title: str
     caption: str
     wide: bool = False
+    maps: Maps | None = None
     number: str = ""  # given by `render`
 
 
@@ -111,7 +116,7 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as HTML: self-contained, every text escaped, figures numbered."""
-    script = "\n".join(map(_script, ("tables.js", *page.scripts)))
+    script = "\n".join(map(_script, ("tables.js", "maps.js", *page.scripts)))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     if len(page.texts) > MAX_TEXTS:
         left_out = page.texts_left_out + len(page.texts) - MAX_TEXTS

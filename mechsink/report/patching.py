@@ -3,8 +3,8 @@
 May import: sites, run, results, plotting, prompts, interventions.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from mechsink.interventions.places import PART_COLUMN
 from mechsink.prompts import PromptPairs
 from mechsink.report.html import Headline, Page, Plot, Section, TokenText, settings_rows
 from mechsink.report.paged import Drawn, PagedResult
+from mechsink.report.patching_maps import TOKENS, pair_tokens, sweep_maps
 from mechsink.report.sink_tables import ENOUGH, bootstrap
 from mechsink.report.svg import inline_svg
-from mechsink.report.tables import to_table
+from mechsink.report.tables import number, to_table
 from mechsink.run import Metric, Model
 from mechsink.sites import AXES
 
@@ -38,12 +39,16 @@ class PatchReport(PagedResult):
 
     `table`: site, prompt, layer, head, kv_head, pos, value, effect, as in
     `PatchingResult`, NaN where a site has no such axis. `runs`: prompt, clean and
-    corrupted metric, and noise_SITE, the noise floor of each site's sweep.
+    corrupted metric, and noise_SITE, the noise floor of each site's sweep. `tokens`:
+    prompt, pos, clean, corrupted: what stands at each position.
     """
 
     runs: pd.DataFrame
     direction: Direction
     metric: str
+    tokens: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=[*TOKENS])
+    )
 
     def sweep(self, site: str) -> PatchingResult:
         """One site's sweep."""
@@ -95,6 +100,7 @@ class PatchReport(PagedResult):
                     inline_svg(figure, f"patch-{site}"),
                     f"Patching {site}, layer by {what}",
                     f"Mean over pairs; {WORDS[self.direction]}.",
+                    maps=sweep_maps(sweep, self.tokens),
                 ),
             )
         return drawn
@@ -112,13 +118,14 @@ class PatchReport(PagedResult):
             summary=(
                 f"{len(self.runs)} pairs of prompts, metric {self.metric}. "
                 f"{self.direction.capitalize()}: {WORDS[self.direction]}.",
+                *self._found(found),
             ),
             headlines=(
-                Headline(f"{clean.mean():.2f}", "metric, clean", _spread(clean)),
+                Headline(number(clean.mean()), "metric, clean", _spread(clean)),
                 Headline(
-                    f"{corrupted.mean():.2f}", "metric, corrupted", _spread(corrupted)
+                    number(corrupted.mean()), "metric, corrupted", _spread(corrupted)
                 ),
-                *(_strongest(site, places) for site, places in found.items()),
+                *[_strongest(site, places) for site, places in found.items()][:3],
             ),
             sections=tuple(
                 Section(
@@ -142,6 +149,16 @@ class PatchReport(PagedResult):
             notes=self._notes(),
         )
 
+    def _found(self, places: Mapping[str, Any]) -> tuple[str, ...]:
+        """Where each site does most, in words."""
+        parts = [
+            f"{site} at {_place(best, best.index)} ({best['effect']:.2f})"
+            for site, best in ((s, p.iloc[0]) for s, p in places.items() if len(p))
+        ]
+        if not parts:
+            return ()
+        return (f"The single places that do most: {'; '.join(parts)}.",)
+
     def _notes(self) -> tuple[str, ...]:
         notes = []
         span = (self.runs["clean"] - self.runs["corrupted"]).abs()
@@ -158,10 +175,10 @@ class PatchReport(PagedResult):
                 "every pair in table.csv."
             )
         if left_out := self.meta.get("left_out"):
-            number, error = next(iter(left_out.items()))
+            which, error = next(iter(left_out.items()))
             notes.append(
                 f"{len(left_out)} pairs gave an error and were left out. The first, "
-                f"pair {number} of the input: {error}"
+                f"pair {which} of the input: {error}"
             )
         if quantized := self.meta["model_info"].get("weights_note"):
             notes.append(f"Weights: {quantized}")
@@ -227,23 +244,37 @@ def patch_report(
     runs.insert(0, "prompt", np.arange(len(runs)))
     settings = {**found.meta["settings"], "site": list(engines), "engine": engines}
     meta = {**found.meta, "settings": settings}
-    return PatchReport(table, meta, runs, direction, repr(metric))
+    # of pairs that were left out no tokens are known
+    known = {} if meta.get("left_out") else {"tokens": pair_tokens(model, pairs)}
+    return PatchReport(table, meta, runs, direction, repr(metric), **known)
 
 
 def _spread(values: np.ndarray) -> str:
-    return f"{values.min():.2f} to {values.max():.2f} over pairs"
+    """The mean's interval over many pairs, else the ends of what single pairs gave."""
+    if len(values) >= ENOUGH:
+        low, high = (end[0] for end in bootstrap(values[:, None]))
+        return f"{number(low)} to {number(high)} (95 %, bootstrap over pairs)"
+    return f"{number(values.min())} to {number(values.max())} over pairs"
 
 
 def _strongest(site: str, found: Any) -> Headline:
     if found.empty:
         return Headline("–", site, "clean and corrupted agree")
     top = found.iloc[0]
-    where = [f"layer {top['layer']:.0f}"]
-    where += [
-        f"{name.replace('_', ' ')} {top[name]:.0f}"
-        for name in PART_COLUMN.values()
-        if name in found
-    ]
-    if top["pos"] >= 0:
-        where.append(f"position {top['pos']:.0f}")
+    where = [_place(top, found.columns)]
+    if "low" in found:
+        where.append(f"{top['low']:.2f} to {top['high']:.2f} (95 %)")
     return Headline(f"{top['effect']:.2f}", f"largest effect, {site}", ", ".join(where))
+
+
+def _place(row: Any, names: Collection[str]) -> str:
+    """Layer, head or position of one row of a table."""
+    where = [f"layer {row['layer']:.0f}"]
+    where += [
+        f"{name.replace('_', ' ')} {row[name]:.0f}"
+        for name in PART_COLUMN.values()
+        if name in names
+    ]
+    if row["pos"] >= 0:
+        where.append(f"position {row['pos']:.0f}")
+    return ", ".join(where)

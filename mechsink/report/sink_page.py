@@ -3,6 +3,7 @@
 May import: sites, run, results, plotting, sinks.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from markupsafe import Markup
@@ -17,7 +18,10 @@ from mechsink.report.html import (
     TokenText,
     settings_rows,
 )
+from mechsink.report.maps import Maps
 from mechsink.report.paged import Drawn
+from mechsink.report.pattern_maps import head_patterns
+from mechsink.report.sink_maps import drain_maps, score_maps
 from mechsink.report.sink_words import (
     headlines,
     notes,
@@ -28,6 +32,9 @@ from mechsink.report.sink_words import (
 from mechsink.report.sinks import SinkReport
 from mechsink.report.svg import inline_svg
 from mechsink.report.tables import Table, to_table
+
+STRONGEST = "The strongest sink head"
+WEAKEST = "The head that looks least at the sink"
 
 
 def sink_page(report: SinkReport, drawn: Drawn | None = None) -> Page:
@@ -51,10 +58,17 @@ def figures(report: SinkReport) -> dict[str, tuple[Figure, Plot]]:
     eps = report.eps
     out: dict[str, tuple[Figure, Plot]] = {}
 
-    def add(name: str, ax: plotting.Axes, title: str, caption: str) -> None:
+    def add(
+        name: str,
+        ax: plotting.Axes,
+        title: str,
+        caption: str,
+        maps: Maps | None = None,
+    ) -> None:
         figure = plotting.figure_of(ax)
         plt.close(figure)  # it can still be saved, and no notebook shows it twice
-        out[name] = figure, Plot(inline_svg(figure, name), title, caption)
+        svg = inline_svg(figure, name)
+        out[name] = figure, Plot(svg, title, caption, maps=maps)
 
     add(
         "sink-scores",
@@ -62,6 +76,7 @@ def figures(report: SinkReport) -> dict[str, tuple[Figure, Plot]]:
         "Sink score of every head",
         f"Share of attention that a head pays to {spot}, averaged over later queries "
         "and over texts; 1 is all of it.",
+        score_maps(report),
     )
     add(
         "positions",
@@ -77,6 +92,7 @@ def figures(report: SinkReport) -> dict[str, tuple[Figure, Plot]]:
         f"Norm of what a head would write if it attended to {spot} alone, over the "
         "same for the other tokens, as a power of two: 0 is an ordinary token, −3 an "
         "eighth.",
+        drain_maps(report),
     )
     add(
         "value-by-score",
@@ -98,19 +114,35 @@ def figures(report: SinkReport) -> dict[str, tuple[Figure, Plot]]:
         "Three largest |values| of a text, and the median |value|, by layer; means "
         "over texts.",
     )
-    examples: Any = report.attention.drop_duplicates(["layer", "head"])
-    kinds = ("strongest sink head", "head that looks least at the sink")
-    for kind, layer, head in zip(
-        kinds, examples["layer"], examples["head"], strict=False
-    ):
+    for kind, layer, head in _examples(report):
+        key = f"attention-l{layer}h{head}"
         add(
-            f"attention-l{layer}h{head}",
+            key,
             draw.attention(report, layer, head),
-            f"The {kind}: layer {layer}, head {head}",
+            f"{kind}: layer {layer}, head {head}",
             "First tokens of the first text: each row is a query, its attention adds "
             "up to 1 over the keys to its left.",
         )
+        if kind == STRONGEST:
+            figure, plot = out[key]
+            maps = head_patterns(
+                report.attention, draw.example_tokens(report), (layer, head)
+            )
+            out[key] = figure, replace(plot, maps=maps)
     return out
+
+
+def _examples(report: SinkReport) -> list[tuple[str, int, int]]:
+    """Kind, layer and head of the two heads to be drawn; one head alone comes once."""
+    attention: Any = report.attention
+    known = set(zip(attention["layer"], attention["head"], strict=True))
+    ranked: Any = report.table.sort_values("score", ascending=False)
+    places = zip(ranked["layer"], ranked["head"], strict=True)
+    named = [
+        (int(layer), int(head)) for layer, head in places if (layer, head) in known
+    ]
+    ends = zip((STRONGEST, WEAKEST), dict.fromkeys((*named[:1], *named[-1:])))  # noqa: B905
+    return [(kind, layer, head) for kind, (layer, head) in ends]
 
 
 def sections(report: SinkReport, drawn: Drawn | None = None) -> tuple[Section, ...]:
@@ -172,8 +204,16 @@ def sections(report: SinkReport, drawn: Drawn | None = None) -> tuple[Section, .
             figures=(plots["residual-norm"], plots["massive"]),
             tables=(_residual_table(report), _massive_table(report)),
         ),
-        *([Section("Attention, token by token", figures=examples)] if examples else []),
+        *([_attention_section(examples)] if examples else []),
     )
+
+
+def _attention_section(examples: tuple[Plot, ...]) -> Section:
+    text = (
+        "Choose a layer and a head to see where it looks; the strongest sink head is "
+        "shown first."
+    )
+    return Section("Attention, token by token", (text,), figures=examples)
 
 
 def texts(report: SinkReport) -> tuple[TokenText, ...]:

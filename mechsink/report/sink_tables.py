@@ -20,6 +20,7 @@ ENOUGH = 50
 
 _BATCH_TOKENS = 1024  # logits of 49,152 words for so many weigh 200 MB
 _PATTERN_TOKENS = 18  # as many token labels as fit along a figure
+_PATTERN_HEADS = 1024  # 175,000 weights: some megabytes as a table
 
 
 def bootstrap(
@@ -68,24 +69,31 @@ def massive_table(found: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def examples(
+def patterns(
     model: Model, row: Int[Tensor, "1 pos"], heads: pd.DataFrame
 ) -> pd.DataFrame:
-    """Attention of the strongest and the weakest sink head on a short prompt."""
+    """layer, head, query, key, weight: attention of every head on a prompt's start.
+
+    Of a model with very many heads, those strongest at the sink, and the weakest.
+    """
     columns = ["layer", "head", "query", "key", "weight"]
     if "pattern" not in model.shape.sites:
         return pd.DataFrame(columns=columns)
-    ranked: Any = heads.sort_values("score", ascending=False)[["layer", "head"]]
-    named = [tuple(map(int, place)) for place in ranked.to_numpy()]
-    picked = dict.fromkeys([named[0], named[-1]])  # one head alone is shown once
-    sites = [Site("pattern", layer, head=head) for layer, head in picked]
+    ranked = heads.sort_values("score", ascending=False)
+    kept: Any = pd.concat([ranked.head(_PATTERN_HEADS - 1), ranked.tail(1)])
+    sites = [Site("pattern", layer) for layer in sorted(set(map(int, kept["layer"])))]
     run = model.run(row[:, :_PATTERN_TOKENS], read=sites)
     parts = []
     for site in sites:
-        weight = run.cache[site][0].detach().double().cpu().numpy()
-        query, key = np.tril_indices(len(weight))
-        place = {"layer": site.layer, "head": site.head, "query": query, "key": key}
-        parts.append(pd.DataFrame({**place, "weight": weight[query, key]}))
+        chosen: Any = kept.loc[kept["layer"] == site.layer, "head"].unique()
+        weight = run.cache[site][0, np.sort(chosen)].detach().float().cpu().numpy()
+        query, key = np.tril_indices(weight.shape[-1])
+        part = pd.DataFrame({"weight": weight[:, query, key].ravel()})
+        part.insert(0, "key", np.tile(key, len(chosen)))
+        part.insert(0, "query", np.tile(query, len(chosen)))
+        part.insert(0, "head", np.repeat(np.sort(chosen), len(query)))
+        part.insert(0, "layer", site.layer)
+        parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
 

@@ -22,9 +22,9 @@ from mechsink.report.sink_tables import (
     ENOUGH,
     batches_of,
     bootstrap,
-    examples,
     head_table,
     massive_table,
+    patterns,
     token_table,
 )
 from mechsink.report.texts import default_rows, token_rows
@@ -56,7 +56,7 @@ class SinkReport(PagedResult):
             over the `texts` that have them. No row: none.
         largest: batch, layer, median, rank, pos, dim, value: the three largest
             entries, massive or not.
-        attention: layer, head, query, key, weight: examples, on the first text.
+        attention: layer, head, query, key, weight on the start of the first text.
         rates: batch, rate: sink rate of each text.
         tokens: batch, pos, id, token: what was run.
     """
@@ -206,7 +206,7 @@ def sink_report(
         residual=norms.summary(position),
         massive=massive_table(massive.table),
         largest=massive.layers,
-        attention=examples(model, rows[0], heads),
+        attention=patterns(model, rows[0], heads),
         rates=rates.rename("rate").reset_index(),
         tokens=token_table(meta),
     )

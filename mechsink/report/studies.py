@@ -1,4 +1,4 @@
-"""A study as a folder: README.md to read, tables as CSV, figures, meta.json.
+"""A study as a folder: README.md and report.html to read, tables, figures, meta.json.
 
 May import: results, plotting, experiments.
 """
@@ -13,12 +13,14 @@ import pandas as pd
 
 from mechsink.experiments.grids.seeds import cell
 from mechsink.experiments.study import Study
+from mechsink.report.html import write_page
+from mechsink.report.study_page import study_page
 from mechsink.results import atomic_write
 from mechsink.visible import visible
 
 
 def write_study(study: Study, folder: Path | str, command: str) -> Path:
-    """Write a study's folder; the page is README.md, so that a forge shows it.
+    """Write a study's folder: README.md, which a forge shows, and report.html.
 
     Args:
         study: any experiment's result.
@@ -26,16 +28,18 @@ def write_study(study: Study, folder: Path | str, command: str) -> Path:
         command: what made it, printed on the page.
 
     Returns:
-        The page.
+        README.md.
     """
     import matplotlib.pyplot as plt
 
     folder = study.save(folder)
     about = [study.about(), ""] if study.about() else []
-    command = visible(command).replace("\n", "\n    ")  # all of it in the code block
-    lines = [f"# {_cell(study.title)}", "", *about, "Made by", "", f"    {command}", ""]
+    shown = visible(command).replace("\n", "\n    ")  # all of it in the code block
+    lines = [f"# {_cell(study.title)}", "", *about, "Made by", "", f"    {shown}", ""]
     lines += [_settings(study.meta), "", "## Claims", "", markdown(_verdicts(study))]
-    for name, figure in study.figures().items():
+    figures = study.figures()
+    write_page(study_page(study, command, figures), folder / "report.html")
+    for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
         figure.savefig(folder / f"{name}.svg")
         plt.close(figure)

@@ -96,7 +96,9 @@ def test_batches_of_any_size_decide_alike(at_once, monkeypatch):
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("family", ["gpt_neox", "gemma2"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("gpt_neox", marks=pytest.mark.slow), "gemma2"]
+)
 def test_other_architectures(family):
     """Parallel blocks, grouped keys and post-norms, against the plain loop."""
     with float64_inside():

@@ -298,6 +298,7 @@ TRAINED_SUMS = SlotPrompts(
 
 
 @pytest.mark.matrix
+@pytest.mark.slow
 def test_a_toy_trained_to_peek_in_layer_2_is_found_out(planted_sums: TrainRun) -> None:
     model = ToyModel(planted_sums.model(), TASK)
     found = search_all_for_one(model, TRAINED_SUMS)

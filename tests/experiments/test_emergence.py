@@ -200,7 +200,13 @@ def test_text_is_measured_on_what_was_held_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("bed", [BIGRAM, TEXT], ids=["bigram", "text"])
+@pytest.mark.parametrize(
+    "bed",
+    [
+        pytest.param(BIGRAM, id="bigram"),
+        pytest.param(TEXT, id="text", marks=pytest.mark.slow),
+    ],
+)
 def test_the_study_is_resumed_saved_and_drawn(bed, tmp_path, monkeypatch):
     def tiny(bed, name, quick=False):
         found = setting(bed, name)

@@ -1,4 +1,7 @@
-"""The quick form of every experiment, as its command: its main claims hold."""
+"""The quick form of every experiment, as its command: its main claims hold.
+
+One runs in `make test`, the others in `make test-all`.
+"""
 
 import pytest
 from typer.testing import CliRunner
@@ -8,18 +11,22 @@ from mechsink.cli import app
 ONE = ["--workers", "1"]  # the tests' own workers fill the machine
 
 
+def _slow(name: str, *options: str):
+    return pytest.param(name, [*options], marks=pytest.mark.slow)
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("operators", ONE),
         ("formation", ONE),
-        ("mitigation", ONE),
-        ("emergence", ONE),
-        ("emergence", ["--bed", "text", *ONE]),
-        ("dynamics", []),
-        ("regression", []),
-        pytest.param("streaming", [], marks=pytest.mark.pretrained),
+        _slow("operators", *ONE),
+        _slow("mitigation", *ONE),
+        _slow("emergence", *ONE),
+        _slow("emergence", "--bed", "text", *ONE),
+        _slow("dynamics"),
+        _slow("regression"),
+        _slow("streaming"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value[1:2]),
 )

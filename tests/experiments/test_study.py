@@ -103,7 +103,7 @@ def test_a_study_folder_is_read_without_mechsink(tmp_path):
     assert "    mechsink experiment x\n" in text and "seeds 0, 1; 3 s" in text
     assert "| a \\| b | 0.55 " in text and "| **no** |" in text
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("README.md", "dots.png", "dots.svg"),
+        *("README.md", "report.html", "dots.png", "dots.svg"),
         *("table.csv", "claims.csv", "meta.json"),
     }
 

@@ -24,6 +24,7 @@ def live_tensors() -> int:
 
 
 @pytest.mark.matrix
+@pytest.mark.slow
 def test_a_hundred_sweeps_leave_nothing_behind() -> None:
     generator = torch.Generator().manual_seed(3)
     clean, corrupted = torch.randint(0, 80, (2, 4, 24), generator=generator)

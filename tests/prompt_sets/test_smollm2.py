@@ -53,6 +53,7 @@ def test_it_knows_five_of_the_tasks(smollm2: Any, name: str) -> None:
     assert found.corrupted < found.clean / 3
 
 
+@pytest.mark.slow
 def test_multiple_choice_is_beyond_it(smollm2: Any) -> None:
     # Measured .54 [.44, .63] with 100 pairs, and no effect of the question: so
     # little that a circuit found there would be one for the labels' frequencies.

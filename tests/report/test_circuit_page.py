@@ -223,7 +223,8 @@ def test_the_slider_keeps_the_strongest(browser, pages):
         browser.js("{" + slide.format(n) + "}")
         assert browser.js(LEFT) == listed(strongest(small(), n).edges)
         shown = browser.js("document.querySelector('[data-shown]').textContent")
-        assert shown == f"{n} of 6"
+        weakest = min(abs(VALUES[edge]) for edge in strongest(small(), n).edges)
+        assert shown == f"{n} of 6, |score| from {weakest:g}"
 
 
 @pytest.mark.browser

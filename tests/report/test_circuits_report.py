@@ -159,7 +159,8 @@ def test_a_sinks_circuit_needs_no_answers():
 
 def test_numbers_on_the_page_are_the_reports(planted, report):
     page = report.page()
-    shown = {item.label: item for item in page.headlines}
+    edges = page.sections[2]
+    shown = {item.label: item for item in (*page.headlines, *edges.headlines)}
     assert shown["edges"].value == str(report.circuit.n_edges)
     assert shown["faithfulness of this circuit"].value.startswith("1")
     assert shown["answers beat the wrong one"].value == "100 %"

@@ -138,6 +138,7 @@ def test_saves_loads_and_plots(model, found, tmp_path):
 
 
 @pytest.mark.pretrained
+@pytest.mark.slow
 def test_smollm2_needs_its_massive_activation_but_not_its_value():
     """The published finding; here loss 2.9 to 15.9 by zeros, 2.9 by a mean."""
     import pydoc_data.topics as prose

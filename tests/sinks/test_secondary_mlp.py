@@ -196,6 +196,7 @@ def test_controls_are_drawn_by_seed_and_results_are_saved(model, sinks, tmp_path
 
 
 @pytest.mark.pretrained
+@pytest.mark.slow
 def test_smollm2s_early_secondaries_are_made_by_the_mlp():
     import pydoc_data.topics as prose
 

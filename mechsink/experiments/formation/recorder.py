@@ -6,7 +6,7 @@ drains and residual peaks.
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from mechsink.run import Model
 from mechsink.sinks.measure import as_batches
 from toy_tasks import BigramBackcopy, ToyTransformer, TrainRun
 
+Watch = Callable[[int, Model, Sequence[Tensor]], None]
+"""Gets the training step, the model as it was then, and the tokens measured on."""
+
 
 def formation(
     checkpoints: str | Path | TrainRun | Mapping[int, Any],
@@ -34,6 +37,7 @@ def formation(
     n_prompts: int = 64,
     n_pos: int = 64,
     seed: int = 2**31,
+    watch: Watch | None = None,
     progress: bool | None = None,
 ) -> Formation:
     """Measure a sink at every checkpoint: when did it form, and what else did?
@@ -52,6 +56,8 @@ def formation(
         n_prompts: sequences to draw.
         n_pos: inputs in each; at most the model's context are drawn.
         seed: of the draw; the default is one that `train` does not draw from.
+        watch: called after each step was measured, to measure something of one's own
+            while the model is loaded.
         progress: show a bar with time left; None: only on a terminal.
 
     Raises:
@@ -77,6 +83,8 @@ def formation(
         # Hooks are proved on the first checkpoint; the others have its build.
         model = checkpoint.load(selfcheck=number == 0)
         recorder.add(step, model)
+        if watch is not None:
+            watch(step, model, recorder.texts.tokens)
     return recorder.result()
 
 

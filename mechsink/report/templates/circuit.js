@@ -87,7 +87,9 @@ for (const box of document.querySelectorAll("[data-circuit]")) {
       group.setAttribute("aria-pressed", String(name === kept));
     }
     for (const link of links) link.path.classList.toggle("gone", !(ends.has(link.low) && ends.has(link.high)));
-    shown.textContent = `${visible.size} of ${edges.length}`;
+    const weakest = [...visible].reduce((least, edge) => Math.min(least, Number(edge.size)), Infinity);
+    const bound = Number.isFinite(weakest) ? `, |score| from ${Number(weakest.toPrecision(2))}` : "";
+    shown.textContent = `${visible.size} of ${edges.length}${bound}`;
     all.disabled = kept === null && visible.size === edges.length;
     say(null);
   }
