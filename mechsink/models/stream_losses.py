@@ -62,6 +62,8 @@ def stream_losses(
     Raises:
         ValueError: fewer than two tokens, or what `Stream` refuses.
 
+    Source: StreamingLLM (Xiao et al. 2023, arXiv:2309.17453).
+
     Examples:
         >>> import transformers as hf
         >>> config = hf.LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16,

@@ -168,6 +168,8 @@ def all_for_one_report(
     Raises:
         ValueError: as `search_all_for_one`.
 
+    Source: Mamidanna et al. 2025 (arXiv:2509.09650).
+
     Examples:
         >>> model = ms.planted("and").model
         >>> prompts = ms.SlotPrompts(

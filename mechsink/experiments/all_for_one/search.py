@@ -268,6 +268,8 @@ def transfer(
     Raises:
         ValueError: the search found no subgraph, or as `all_for_one`.
 
+    Source: Mamidanna et al. 2025 (arXiv:2509.09650).
+
     Examples:
         >>> model = ms.planted("and").model
         >>> bits = {"A": "01", "B": "01"}

@@ -91,6 +91,9 @@ def coupling_test(
         ValueError: no prompts, series of unequal lengths, `within` below 0 or as long
             as a prompt.
 
+    Source: coupling of WAAD and FAI peaks, "Preplan-and-Anchor" (arXiv:2510.13554);
+    the test is ours.
+
     Examples:
         >>> preplan = torch.arange(12) == 3
         >>> found = ms.coupling_test([preplan], [preplan.roll(1)], within=1)

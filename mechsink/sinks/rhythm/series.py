@@ -36,6 +36,8 @@ def waad(
     Raises:
         ValueError: a window under 1.
 
+    Source: "Preplan-and-Anchor" (arXiv:2510.13554).
+
     Examples:
         >>> even = torch.ones(4, 4).tril() / torch.tensor([1, 2, 3, 4])[:, None]
         >>> ms.waad(even)
@@ -70,6 +72,8 @@ def fai(
 
     Raises:
         ValueError: low under 1, or high under low.
+
+    Source: "Preplan-and-Anchor" (arXiv:2510.13554); horizons are ours, after the paper.
 
     Examples:
         >>> even = torch.ones(4, 4).tril() / torch.tensor([1, 2, 3, 4])[:, None]
