@@ -1,6 +1,7 @@
 """Mechanistic interpretability of attention sinks and circuits.
 
-Public names load on first use (PEP 562); `__init__.pyi` lists them.
+Public names load on first use (PEP 562); `__init__.pyi` lists them. The examples in
+their docstrings begin with `import torch` and `import mechsink as ms`.
 """
 
 import lazy_loader

@@ -146,6 +146,8 @@ from .models.generation import Generation as Generation
 from .models.generation import generate as generate
 from .models.inputs import image_span as image_span
 from .models.load import load_model as load_model
+from .models.planted import PlantedModel as PlantedModel
+from .models.planted import planted as planted
 from .models.positions import reposition as reposition
 from .models.resume import base_run as base_run
 from .models.sampling import greedy as greedy

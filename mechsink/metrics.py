@@ -32,6 +32,15 @@ class LogitDiff:
     """Logit of the answer minus logit of the wrong answer, at the last position.
 
     In nats: a difference of log-probabilities, since both share a normaliser.
+
+    Args:
+        reads: sites that the metric needs: none.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> (group,) = case.pairs.tokens(case.model)
+        >>> ms.logit_diff(case.model.run(group.clean), group)[:2].round(decimals=2)
+        tensor([7.3500, 7.2600])
     """
 
     reads: frozenset[Site] = frozenset()
@@ -41,7 +50,14 @@ class LogitDiff:
         return "logit_diff"
 
     def vocabulary(self, prompts: Answers) -> Int[Tensor, " token"]:
-        """The tokens whose logits are read."""
+        """The tokens whose logits are read.
+
+        Args:
+            prompts: with answers and wrong answers.
+
+        Raises:
+            ValueError: they have none.
+        """
         return torch.cat(
             [_given(self, prompts, "answers"), _given(self, prompts, "wrong")]
         )
@@ -55,7 +71,17 @@ class LogitDiff:
 
 @dataclass(frozen=True, repr=False)
 class AnswerLogprob:
-    """Log-probability of the answer at the last position, nats."""
+    """Log-probability of the answer at the last position, nats.
+
+    Args:
+        reads: sites that the metric needs: none.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> (group,) = case.pairs.tokens(case.model)
+        >>> ms.answer_logprob(case.model.run(group.clean), group)[:2].round(decimals=3)
+        tensor([-0.0070, -0.0080])
+    """
 
     reads: frozenset[Site] = frozenset()
     logits_read = "last"
@@ -118,7 +144,31 @@ answer_logprob = AnswerLogprob()
 
 @checked
 def sink_attention(*, layer: int, head: int, position: int = 0) -> SinkAttention:
-    """The metric "how much of a sink is this position for this head?"."""
+    """The metric "how much of a sink is this position for this head?".
+
+    Args:
+        layer: block of the head.
+        head: query head.
+        position: candidate sink, 0 for the first token.
+
+    Returns:
+        A metric, 0 to 1, no unit: attention to `position` averaged over the queries
+        from there on. A uniform causal head scores H(T)/T at position 0 (H harmonic, T
+        tokens). It needs no answers.
+
+    Raises:
+        ValueError: a negative layer, head or position; when it is called, a prompt
+            without that position.
+
+    Source: importance score of Gu et al. 2024 (arXiv:2410.10781).
+
+    Examples:
+        >>> case = ms.planted("backcopy")
+        >>> metric = ms.sink_attention(layer=0, head=0)
+        >>> run = case.model.run(case.pairs.clean, read=metric.reads)
+        >>> metric(run, case.pairs)[:3].round(decimals=2)
+        tensor([0.7500, 0.6700, 0.9100])
+    """
     return SinkAttention(layer, head, position)
 
 

@@ -47,10 +47,19 @@ class NoiseFloor(Result):
     `table`: prompt, value (the metric), spread (root mean square of its moves when
     the prompt's embeddings change in their last digit), floor (`FACTOR` times the
     spread, at least one unit in the last place of the value); all in the metric's unit.
+
+    Attributes:
+        eps: one unit in the last place of 1, in the least exact type of a run.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> found = ms.noise_floor(case.model, case.pairs, ms.logit_diff)
+        >>> list(found.table), found.eps
+        (['prompt', 'value', 'spread', 'floor'], 1.1920928955078125e-07)
     """
 
     metric: str
-    eps: float  # one unit in the last place of 1, in the least exact type of a run
+    eps: float
 
 
 def noise_floor(
@@ -66,8 +75,20 @@ def noise_floor(
         prompts: pairs, whose clean prompts are run, or tokens.
         metric: a run to one number per prompt.
 
+    Returns:
+        A `NoiseFloor`, one row a prompt.
+
     Raises:
         ValueError: as `PromptPairs.tokens`.
+
+    Source: random last digits, Vignes 1993 (CESTAC), Parker 1997 (Monte Carlo
+    arithmetic); at the input alone.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> found = ms.noise_floor(case.model, case.pairs, ms.logit_diff)
+        >>> bool((found.table.floor < 1e-3).all())  # logits, of differences around 8
+        True
     """
     started = time.perf_counter()
     if not isinstance(prompts, PromptPairs):

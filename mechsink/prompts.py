@@ -74,6 +74,17 @@ class PromptPairs:
 
     Raises:
         ValueError: counts or shapes that do not match.
+
+    Examples:
+        >>> pairs = ms.PromptPairs(
+        ...     clean=["A B C D A", "C D A B C"],
+        ...     corrupted=["A D C B A", "C B A D C"],
+        ...     answers=["B", "D"],
+        ...     wrong=["D", "B"],
+        ... )
+        >>> (group,) = pairs.tokens(ms.planted("induction").model)
+        >>> tuple(group.clean.shape), group.answers.tolist()
+        ((2, 6), [1, 3])
     """
 
     clean: Texts | Rows
@@ -118,6 +129,9 @@ class PromptPairs:
             skip_bad: leave out lines that are no pairs, and warn with their number and
                 the first of them; default: refuse the file.
 
+        Returns:
+            The pairs, as texts.
+
         Raises:
             ValueError: a line is no such object (the message names the line), or no
                 line is one.
@@ -151,6 +165,12 @@ class PromptPairs:
 
     def tokens(self, model: Model) -> list[TokenPairs]:
         """The pairs as a model's tokens, grouped by length.
+
+        Args:
+            model: whose tokenizer reads the texts.
+
+        Returns:
+            One `TokenPairs` a length, each Int[prompt pos]; `index` numbers the pairs.
 
         Raises:
             ValueError: a pair of unequal lengths (where they part is shown), an
@@ -258,10 +278,15 @@ def _one_token(model: Model, text: str, name: str) -> Tensor:
 
 def _leading_specials(model: Model) -> list[int]:
     """What the tokenizer puts before every text: nothing, or BOS."""
-    try:
-        one, other = (model.to_tokens(text)[0].tolist() for text in ("a", "b"))
-    except ValueError:  # a toy that reads numbers alone
-        one, other = (model.to_tokens(text)[0].tolist() for text in ("0", "1"))
+    own = model.to_strings(torch.arange(2))  # a toy may read its own words alone
+    for texts in (("a", "b"), ("0", "1"), own):
+        try:
+            one, other = (model.to_tokens(text)[0].tolist() for text in texts)
+        except ValueError:
+            continue
+        break
+    else:
+        return []
     shared: list[int] = []
     for left, right in zip(one, other, strict=False):
         if left != right:

@@ -58,6 +58,12 @@ class Result:
         so a failure leaves nothing half-written. From `LARGE` rows on a table
         is Parquet if pyarrow is installed; meta.json says which under "files".
 
+        Args:
+            folder: new, or to be filled; made where it is missing.
+
+        Returns:
+            The folder.
+
         Raises:
             OSError: the folder cannot be written.
         """
@@ -90,6 +96,12 @@ class Result:
     @classmethod
     def load(cls: type[R], folder: Path | str) -> R:
         """Read back what `save` wrote; call it on the type that was saved.
+
+        Args:
+            folder: what `save` returned.
+
+        Returns:
+            The result, with the column types that its tables had.
 
         Raises:
             ValueError: the folder holds no result, or one of another type, or a file

@@ -26,6 +26,27 @@ class ModelShape:
     for example, have no resid_mid. Those in `read_only` refuse edits.
     `rows_sum_to_1` is False where a learned sink logit takes part of each row, or
     where attention is no softmax.
+
+    Attributes:
+        n_layers: how many blocks it has.
+        n_heads: query heads a layer.
+        n_kv_heads: key-value heads a layer; n_heads without grouped-query attention.
+        d_model: width of the residual stream.
+        d_head: width of a head.
+        d_mlp: neurons a layer.
+        d_vocab: tokens.
+        n_ctx: longest prompt, in tokens.
+
+    Examples:
+        >>> shape = ms.planted("induction").model.shape
+        >>> shape.n_layers, shape.n_heads, shape.d_model
+        (2, 3, 64)
+        >>> shape.size(ms.Site("z", layer=1), batch=2, pos=5)
+        (2, 5, 3, 16)
+        >>> shape.check(ms.Site("z", layer=7))
+        Traceback (most recent call last):
+            ...
+        ValueError: L7.z: layer=7, but this model has 2 layers. Allowed: 0 to 1.
     """
 
     n_layers: int
@@ -41,7 +62,14 @@ class ModelShape:
     rows_sum_to_1: bool = True
 
     def check(self, site: Site) -> None:
-        """Raise ValueError if this model has no such site, saying what it has."""
+        """Raise ValueError if this model has no such site, saying what it has.
+
+        Args:
+            site: any.
+
+        Raises:
+            ValueError: this model has no such site.
+        """
         if site.name not in self.sites:
             raise ValueError(
                 f"{site}: this model has no {site.name}. It has: "
@@ -76,13 +104,32 @@ class ModelShape:
         return tuple(sizes[axis] for axis in site.axes)
 
     def all_sites(self, name: str) -> list[Site]:
-        """One whole site a layer."""
+        """One whole site a layer.
+
+        Args:
+            name: such as "resid_pre".
+        """
         return [Site(name, layer) for layer in range(self.n_layers)]
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One forward pass: the tokens, the logits and what was read on the way."""
+    """One forward pass: the tokens, the logits and what was read on the way.
+
+    Attributes:
+        tokens: what was run.
+        logits: of the next token, after every position; a soft cap applied.
+        cache: site to its tensor, in the order of `Site.axes`.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> site = ms.Site("pattern", layer=0)
+        >>> run = model.run(model.to_tokens("A B C A"), read=[site])
+        >>> model.to_strings(run.tokens[0])
+        ['<s>', 'A', 'B', 'C', 'A']
+        >>> tuple(run.logits.shape), tuple(run.cache[site].shape)
+        ((1, 5, 12), (1, 3, 5, 5))
+    """
 
     tokens: Int[Tensor, "batch pos"]
     logits: Float[Tensor, "batch pos vocab"]
@@ -94,6 +141,14 @@ class LayerAttention(Protocol):
     """What one layer's attention saw and did, without its whole pattern.
 
     Handed to the visitor of `Model.visit`, layer by layer; valid during the call.
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> def show(layer):
+        ...     to_first = layer.columns([0])[0, 0, :, 0]  # of head 0, by query
+        ...     print(layer.layer, [round(a, 2) for a in to_first.tolist()])
+        >>> model.visit(model.to_tokens("b c d e f"), attention=show)
+        0 [1.0, 1.0, 0.99, 0.99, 0.01, 0.99]
     """
 
     @property
@@ -128,7 +183,20 @@ class LayerAttention(Protocol):
 
 @runtime_checkable  # the shape checker needs isinstance
 class Model(Protocol):
-    """All that a measurement may ask of a model."""
+    """All that a measurement may ask of a model.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> isinstance(model, ms.Model)
+        True
+        >>> tokens = model.to_tokens("A B C A")
+        >>> no_head = {ms.Site("z", layer=1, head=0): torch.zeros_like}
+        >>> for edit in ({}, no_head):
+        ...     logits = model.run(tokens, edit=edit).logits
+        ...     print(model.to_strings(logits[0, -1:].argmax(-1)))
+        ['B']
+        ['A']
+    """
 
     @property
     def name(self) -> str:
@@ -156,11 +224,19 @@ class Model(Protocol):
         ...
 
     def to_tokens(self, texts: str | Sequence[str]) -> Int[Tensor, "batch pos"]:
-        """Tokens by the tokenizer's own habit (nothing added to it)."""
+        """Tokens by the tokenizer's own habit (nothing added to it).
+
+        Args:
+            texts: one or several, of one number of tokens.
+        """
         ...
 
     def to_strings(self, tokens: Int[Tensor, " pos"]) -> list[str]:
-        """One readable string a token."""
+        """One readable string a token.
+
+        Args:
+            tokens: of one prompt.
+        """
         ...
 
     def run(
@@ -171,7 +247,14 @@ class Model(Protocol):
         edit: Mapping[Site, Edit] | None = None,  # for this call only
         grad: bool = False,
     ) -> Run:
-        """One forward pass. `read` sees values after `edit`."""
+        """One forward pass. `read` sees values after `edit`.
+
+        Args:
+            tokens: prompts of one length.
+            read: sites to keep.
+            edit: site to a function of its tensor, for this call only.
+            grad: record gradients.
+        """
         ...
 
     def visit(
@@ -186,6 +269,11 @@ class Model(Protocol):
 
         `residual(layer, resid_pre)` for every layer, then `residual(n_layers,
         resid_post)` of the last; `attention` once a layer. Nothing is kept.
+
+        Args:
+            tokens: prompts of one length.
+            attention: called with each layer's attention.
+            residual: called with a layer's number and its input.
         """
         ...
 
@@ -196,7 +284,22 @@ class Model(Protocol):
 
 @runtime_checkable
 class Metric(Protocol):
-    """A run to one number per prompt; `reads` are the sites it needs."""
+    """A run to one number per prompt; `reads` are the sites it needs.
+
+    Examples:
+        A new metric is any object like this one:
+
+        >>> class LargestLogit:
+        ...     reads = frozenset()
+        ...     def __call__(self, run, prompts):
+        ...         return run.logits[:, -1].amax(-1)
+        >>> isinstance(LargestLogit(), ms.Metric)
+        True
+        >>> case = ms.planted("induction")
+        >>> found = ms.noise_floor(case.model, case.pairs, LargestLogit())
+        >>> found.table.value.round(1).max().item()
+        7.4
+    """
 
     @property
     def reads(self) -> frozenset[Site]:

@@ -44,9 +44,24 @@ class Site:
     and the skip path. `k`, `v` and `q` are the projections before rotary
     positions; `attn_scores` come before softmax, scaled and masked.
 
+    Args:
+        name: one of `AXES`, such as "resid_pre" or "z".
+        layer: block, from 0.
+        head: one query head of q, z, attn_scores or pattern; default: all heads.
+        kv_head: one key-value head of k or v; default: all of them.
+
     Raises:
         ValueError: unknown name (the nearest is suggested), negative layer or
             head, or a head of the kind that this name does not have.
+
+    Examples:
+        >>> site = ms.Site("z", layer=2, head=1)
+        >>> str(site), site.axes, str(site.whole)
+        ('L2H1.z', ('batch', 'pos', 'd_head'), 'L2.z')
+        >>> ms.Site("mlp_in", layer=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: Site: no site is called 'mlp_in'. Did you mean ...
     """
 
     name: str
@@ -94,6 +109,12 @@ class Site:
     @classmethod
     def parse(cls, text: str) -> "Site":
         """Read a site as printed: "L5.resid_pre", "L2H1.z", "L2KV0.k".
+
+        Args:
+            text: a site as `str` prints it.
+
+        Returns:
+            The site: `Site.parse(str(site)) == site`.
 
         Raises:
             ValueError: the text has another form.

@@ -36,8 +36,23 @@ class Sums:
     Tokens: the numbers 0 to n_terms * (n_values - 1), whose id is the number, then
     "+", "=" and "<s>".
 
+    Args:
+        n_values: operands are 0 to n_values - 1.
+        n_terms: operands of a sum.
+        held_out: share of operand multisets kept out of training, 0 to 1.
+        seed: of that split.
+
     Raises:
         ValueError: a size or share out of range.
+
+    Examples:
+        >>> from toy_tasks import Sums
+        >>> task = Sums(n_values=5, n_terms=2)
+        >>> tokens, answers = task.sample(2, seed=0)
+        >>> task.decode(tokens[0]), tuple(tokens.shape)
+        ('<s> 2 + 2 =', (2, 5))
+        >>> task.encode("1 + 3 =")
+        [1, 9, 3, 10]
     """
 
     n_values: int = 20
@@ -103,6 +118,9 @@ class Sums:
     def prompts(self, operands: Int[Tensor, "prompt term"]) -> Prompts:
         """Tokens of the prompts with these operands, and their answers' tokens.
 
+        Args:
+            operands: of each prompt, 0 to n_values - 1.
+
         Raises:
             ValueError: another number of operands, or one outside 0..n_values - 1.
         """
@@ -144,6 +162,11 @@ class Sums:
         drawn evenly a model would rather learn the few prompts of those by heart.
         With replacement; the same seed gives the same prompts on every machine.
 
+        Args:
+            batch: prompts.
+            seed: of the draw.
+            device: where the tokens go.
+
         Raises:
             ValueError: `batch` under 1.
         """
@@ -169,6 +192,12 @@ class Sums:
     ) -> Int[Tensor, "batch length"]:
         """What training sees: prompts of `sample`, each with its answer behind it.
 
+        Args:
+            batch: sequences.
+            n_pos: positions of the model.
+            seed: of the draw.
+            device: where the tokens go.
+
         Raises:
             ValueError: a model with `n_pos` positions is too short for a prompt.
         """
@@ -182,6 +211,9 @@ class Sums:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text such as "3 + 14 + 15 ="; digits in a row are a number.
+
+        Args:
+            text: numbers, "+" and "=".
 
         Raises:
             ValueError: a piece is not in the vocabulary.
@@ -197,7 +229,11 @@ class Sums:
         return [ids[piece] for piece in pieces]
 
     def decode(self, tokens: Sequence[int] | Int[Tensor, " pos"]) -> str:
-        """The text of token ids, spaced."""
+        """The text of token ids, spaced.
+
+        Args:
+            tokens: token ids.
+        """
         return " ".join(self.vocab[int(token)] for token in tokens)
 
     @cached_property
@@ -236,6 +272,9 @@ class Sums:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Sums":
         """Rebuild what `to_json` wrote.
+
+        Args:
+            data: what `to_json` gave.
 
         Raises:
             ValueError: the data describe another task or lack a part.

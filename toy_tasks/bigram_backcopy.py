@@ -30,6 +30,16 @@ class BigramBackcopy(BigramLaw):
     """The task: its law (`BigramLaw`), counted from a text, drawn from, and saved.
 
     Build it with `from_text`.
+
+    Examples:
+        >>> from toy_tasks import BigramBackcopy
+        >>> text = "the cat sat on the mat. " * 99
+        >>> task = BigramBackcopy.from_text(text, n_triggers=1)
+        >>> task.d_vocab, [task.vocab[trigger] for trigger in task.triggers]
+        (6, [' '])
+        >>> tokens = task.sample(batch=2, length=8, seed=0)
+        >>> tuple(tokens.shape), tuple(task.oracle_logprobs(tokens).shape)
+        ((2, 8), (2, 8, 6))
     """
 
     @classmethod
@@ -59,6 +69,15 @@ class BigramBackcopy(BigramLaw):
         Args:
             text: any text, as it stands; by default CPython's documentation topics
                 (English, about 700,000 characters) with white space collapsed.
+            n_triggers: most frequent characters that become triggers.
+            max_chars: characters kept, the most frequent ones.
+            min_count: characters seen fewer times are dropped.
+            mode: "backcopy" or "markov" (no copying), as in `BigramLaw`.
+            copy_probability: of copying after a trigger, 0 to 1.
+            n_bos: tokens `<s>` that open a sequence.
+            random_at: positions a to b - 1 whose tokens are drawn evenly.
+            bos_at: position of one more `<s>`.
+            delimiter_probability: of a delimiter after any character, 0 to 1.
 
         Raises:
             ValueError: empty text, or too few distinct characters for the triggers.
@@ -121,6 +140,12 @@ class BigramBackcopy(BigramLaw):
         `length` counts every token, `<s>` included: to train on n positions ask
         for n + 1. One short vectorised step per position, on the CPU.
 
+        Args:
+            batch: sequences.
+            length: tokens of each.
+            seed: of the draw, 0 and more.
+            device: where the tokens go.
+
         Raises:
             ValueError: `batch` or `length` under 1, or a negative seed.
         """
@@ -174,7 +199,14 @@ class BigramBackcopy(BigramLaw):
         seed: int | tuple[int, ...],
         device: str | torch.device = "cpu",
     ) -> Int[Tensor, "batch length"]:
-        """Training sequences: `sample` of n_pos inputs and one token more."""
+        """Training sequences: `sample` of n_pos inputs and one token more.
+
+        Args:
+            batch: sequences.
+            n_pos: positions of the model.
+            seed: of the draw.
+            device: where the tokens go.
+        """
         return self.sample(batch, n_pos + 1, seed, device)
 
     @cached_property
@@ -184,6 +216,9 @@ class BigramBackcopy(BigramLaw):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; "<s>" and "<d>" in it are read as those tokens.
+
+        Args:
+            text: characters of the vocabulary.
 
         Raises:
             ValueError: a character is not in the vocabulary.
@@ -203,7 +238,11 @@ class BigramBackcopy(BigramLaw):
         return out
 
     def decode(self, tokens: Sequence[int] | Int[Tensor, " pos"]) -> str:
-        """The text of token ids, in order."""
+        """The text of token ids, in order.
+
+        Args:
+            tokens: token ids.
+        """
         return "".join(self.vocab[int(token)] for token in tokens)
 
     def to_json(self) -> dict[str, Any]:
@@ -226,6 +265,9 @@ class BigramBackcopy(BigramLaw):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "BigramBackcopy":
         """Rebuild what `to_json` wrote.
+
+        Args:
+            data: what `to_json` gave.
 
         Raises:
             ValueError: the data describes another task or lacks a part.

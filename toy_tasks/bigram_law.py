@@ -105,6 +105,9 @@ class BigramLaw:
         Any tokens are allowed. A trigger at position 0 has no earlier token: the
         law is then `table[x]`. Impossible tokens get -inf. Before a position of
         `random_at` or `bos_at` the law is that position's, whatever the token.
+
+        Args:
+            tokens: any.
         """
         table = self.table.to(tokens.device)
         law = table[tokens]
@@ -151,18 +154,30 @@ class BigramLaw:
     def oracle_entropy(
         self, tokens: Int[Tensor, "batch pos"]
     ) -> Float64[Tensor, "batch pos"]:
-        """Entropy of the next-token law, nats: the lowest loss anyone can reach."""
+        """Entropy of the next-token law, nats: the lowest loss anyone can reach.
+
+        Args:
+            tokens: any.
+        """
         return torch.special.entr(self.oracle_logprobs(tokens).exp()).sum(-1)
 
     def oracle_loss(
         self, tokens: Int[Tensor, "batch pos"]
     ) -> Float64[Tensor, "batch pos-1"]:
-        """Loss of the oracle on the next tokens that came, nats per position."""
+        """Loss of the oracle on the next tokens that came, nats per position.
+
+        Args:
+            tokens: any; the last is only predicted.
+        """
         nexts = tokens[:, 1:, None]
         return -self.oracle_logprobs(tokens[:, :-1]).gather(2, nexts)[..., 0]
 
     def is_trigger(self, tokens: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
-        """Where the token is a trigger (in every mode, "markov" included)."""
+        """Where the token is a trigger (in every mode, "markov" included).
+
+        Args:
+            tokens: any.
+        """
         return self._is_trigger.to(tokens.device)[tokens]
 
     @property

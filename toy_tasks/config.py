@@ -32,12 +32,45 @@ class ToyConfig:
     `prefix`: the first so many tokens see each other, and training leaves out those
     targets, which they would see. Such a model is not causal inside the prefix.
 
+    Args:
+        d_vocab: tokens; 0: the task's.
+        n_layers: blocks.
+        n_heads: query heads a layer.
+        d_model: width of the residual stream.
+        d_head: width of a head.
+        d_mlp: neurons a layer.
+        n_ctx: longest prompt, tokens.
+        n_kv_heads: key-value heads a layer; None: n_heads.
+        norm: "layer", "rms" or "none", before attention, MLP and unembedding.
+        positions: see above.
+        attention: "softmax", or "relu": relu(score) / (query position + 1).
+        mlp: nonlinearity, "relu" or "linear".
+        attn_layers: layers with attention; None: all.
+        mlp_layers: layers with an MLP; None: all.
+        tied: whether the unembedding is the embedding transposed.
+        frozen: parameters whose name starts so stay as they began.
+        carriers: see above; None: "full" everywhere.
+        operators: attention operator, one for all layers or one a layer; None:
+            `attention`.
+        decorrelation: weight of the decorrelation loss after each block but the last.
+        prefix: tokens that see each other.
+
     Raises:
         ValueError: a size under 1, an unknown choice, a layer that is not there.
 
     Source: Guo et al. 2024 (arXiv:2410.13835) for architecture and ablations; "All
     for One" (arXiv:2509.09650) for self-only and peeking layers; Gu et al. 2024
     (arXiv:2410.10781) for the choice of positions and the prefix.
+
+    Examples:
+        >>> from toy_tasks import ToyConfig
+        >>> config = ToyConfig(n_layers=3, norm="rms", positions="rotary")
+        >>> config.kv_heads, config.adds_positions
+        (1, False)
+        >>> ToyConfig(n_layers=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: ToyConfig: n_layers=0. It must be at least 1.
     """
 
     d_vocab: int = 0
@@ -46,16 +79,16 @@ class ToyConfig:
     d_model: int = 64
     d_head: int = 64
     d_mlp: int = 256
-    n_ctx: int = 64  # longest prompt, tokens
-    n_kv_heads: int | None = None  # None: n_heads
+    n_ctx: int = 64
+    n_kv_heads: int | None = None
     norm: Norm = "layer"
     positions: Positions = "learned"
-    attention: Normaliser = "softmax"  # "relu": relu(score) / (query position + 1)
+    attention: Normaliser = "softmax"
     mlp: Nonlinearity = "relu"
-    attn_layers: tuple[int, ...] | None = None  # layers with attention; None: all
-    mlp_layers: tuple[int, ...] | None = None  # layers with an MLP; None: all
-    tied: bool = False  # unembedding = embedding transposed
-    frozen: tuple[str, ...] = ()  # parameters whose name starts so stay as they began
+    attn_layers: tuple[int, ...] | None = None
+    mlp_layers: tuple[int, ...] | None = None
+    tied: bool = False
+    frozen: tuple[str, ...] = ()
     carriers: tuple[Carrier, ...] | None = field(default=None, metadata=ADDED_LATER)
     # Attention operator, one for all layers or one a layer; None: `attention`, faster.
     operators: Operator | tuple[Operator | None, ...] | None = field(
@@ -63,7 +96,7 @@ class ToyConfig:
     )
     # Weight of `decorrelation_loss` after each block but the last, added in training.
     decorrelation: float = field(default=0.0, metadata=ADDED_LATER)
-    prefix: int = field(default=0, metadata=ADDED_LATER)  # tokens that see each other
+    prefix: int = field(default=0, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -179,11 +212,19 @@ class ToyConfig:
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     def has_attention(self, layer: int) -> bool:
-        """Whether that layer has attention heads."""
+        """Whether that layer has attention heads.
+
+        Args:
+            layer: from 0.
+        """
         return self.attn_layers is None or layer in self.attn_layers
 
     def has_mlp(self, layer: int) -> bool:
-        """Whether that layer has an MLP."""
+        """Whether that layer has an MLP.
+
+        Args:
+            layer: from 0.
+        """
         return self.mlp_layers is None or layer in self.mlp_layers
 
     def carrier(self, layer: int) -> Carrier:
@@ -216,6 +257,9 @@ class ToyConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ToyConfig":
         """Rebuild what `to_json` wrote.
+
+        Args:
+            data: what `to_json` gave.
 
         Raises:
             ValueError: a field is unknown or missing.

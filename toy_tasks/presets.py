@@ -19,25 +19,51 @@ class Preset:
 
     Vary one with `dataclasses.replace(PRESETS["bb-cpu"], steps=500)`.
 
+    Args:
+        name: what results call it.
+        model: sizes; d_vocab=0: the task's.
+        steps: optimiser steps.
+        batch: sequences a step, each of model.n_ctx positions.
+        lr: largest step size.
+        optimizer: "adamw" or "sgd".
+        betas: of AdamW.
+        momentum: of SGD.
+        weight_decay: of either.
+        dtype: "float32", or "bfloat16" for the products only.
+        checkpoints: about so many, log-spaced, or these steps.
+        log_every: steps between lines of log.jsonl.
+        save_every: steps between saves of the training state.
+        warmup: steps from lr 0, linear.
+        decay: of lr afterwards, "none" or "cosine".
+        n_sequences: all there is to train on, so many sequences over and over; None:
+            fresh ones at every step.
+
     Raises:
         ValueError: a number out of range, an unknown optimiser or dtype.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from toy_tasks import PRESETS
+        >>> short = replace(PRESETS["bb-cpu"], steps=100, checkpoints=(0, 50))
+        >>> short.checkpoint_steps(), short.rate(0)
+        ([0, 50, 100], 0.006)
     """
 
     name: str
-    model: ToyConfig  # d_vocab=0: the task's
-    steps: int  # optimiser steps, on fresh sequences unless `n_sequences` says else
-    batch: int  # sequences a step, each of model.n_ctx positions
+    model: ToyConfig
+    steps: int
+    batch: int
     lr: float
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.99)  # AdamW
-    momentum: float = 0.9  # SGD
+    betas: tuple[float, float] = (0.9, 0.99)
+    momentum: float = 0.9
     weight_decay: float = 1e-4
-    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: products only
-    checkpoints: int | tuple[int, ...] = 40  # about so many log-spaced, or these steps
-    log_every: int = 10  # steps between lines of log.jsonl
-    save_every: int = 200  # steps between saves of the training state
-    warmup: int = field(default=0, metadata=ADDED_LATER)  # steps from lr 0, linear
-    decay: Decay = field(default="none", metadata=ADDED_LATER)  # of lr, afterwards
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpoints: int | tuple[int, ...] = 40
+    log_every: int = 10
+    save_every: int = 200
+    warmup: int = field(default=0, metadata=ADDED_LATER)
+    decay: Decay = field(default="none", metadata=ADDED_LATER)
     # All there is to train on: so many sequences, drawn from the run's seed and
     # repeated in a new order each time round. None: fresh ones at every step.
     n_sequences: int | None = field(default=None, metadata=ADDED_LATER)
@@ -98,7 +124,11 @@ class Preset:
             )
 
     def rate(self, step: int) -> float:
-        """Step size of the update after `step` earlier ones; cosine falls to 0."""
+        """Step size of the update after `step` earlier ones; cosine falls to 0.
+
+        Args:
+            step: updates made before.
+        """
         if step < self.warmup:
             return self.lr * (step + 1) / (self.warmup + 1)
         if self.decay == "none":
@@ -119,6 +149,9 @@ class Preset:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Preset":
         """Rebuild what `to_json` wrote.
+
+        Args:
+            data: what `to_json` gave.
 
         Raises:
             ValueError: a field is unknown or missing.
@@ -205,4 +238,10 @@ PRESETS: dict[str, Preset] = {
         _sums("sums-free-small", 64, 4, 400, 128, planted=False),
     )
 }
-"""Recipes by name; docs/toy-presets.md shows what each was measured to do."""
+"""Recipes by name; docs/toy-presets.md shows what each was measured to do.
+
+Examples:
+    >>> from toy_tasks import PRESETS
+    >>> PRESETS["bb-cpu"].steps, PRESETS["bb-cpu"].model.n_layers
+    (1500, 1)
+"""

@@ -35,7 +35,25 @@ _CHECKPOINT = re.compile(r"step-(\d{6,})\.safetensors")
 
 @dataclass(frozen=True, eq=False)
 class TrainRun:
-    """One run folder, finished or still training; files are read when asked for."""
+    """One run folder, finished or still training; files are read when asked for.
+
+    Attributes:
+        folder: where it lies.
+        task: what is learnt.
+        config: sizes, d_vocab filled in.
+        preset: how.
+        seed: of weights and data.
+        versions: of the libraries that trained it.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from toy_tasks import PRESETS, train
+        >>> from toy_tasks.planted import backcopy_task
+        >>> preset = replace(PRESETS["bb-cpu"], steps=4, batch=4, checkpoints=(0, 4))
+        >>> run = train(backcopy_task(), preset, "run", progress=False)
+        >>> run.steps, run.is_finished, type(run.model(0)).__name__
+        ([0, 4], True, 'ToyTransformer')
+    """
 
     folder: Path
     task: Task
@@ -74,6 +92,9 @@ class TrainRun:
 
     def model(self, step: int | None = None) -> ToyTransformer:
         """The model after `step` updates (default: the last there is), in eval mode.
+
+        Args:
+            step: updates made.
 
         Raises:
             ValueError: there is no such checkpoint, or its file is damaged or foreign.
@@ -146,9 +167,24 @@ def _log_lines(path: Path) -> list[dict[str, int | float]]:
 def load_run(folder: str | Path) -> TrainRun:
     """Open a run folder.
 
+    Args:
+        folder: where `train` wrote.
+
+    Returns:
+        The run; its files are read when asked for.
+
     Raises:
         FileNotFoundError: no folder, or no config.json in it.
         ValueError: config.json is damaged or foreign, or there is no checkpoint.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from toy_tasks import PRESETS, load_run, train
+        >>> from toy_tasks.planted import backcopy_task
+        >>> preset = replace(PRESETS["bb-cpu"], steps=4, batch=4)
+        >>> folder = train(backcopy_task(), preset, "run", progress=False).folder
+        >>> load_run(folder).preset == preset
+        True
     """
     folder = Path(folder)
     path = folder / "config.json"

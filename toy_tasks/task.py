@@ -13,7 +13,13 @@ from toy_tasks.text.source_text import SourceText
 
 @runtime_checkable  # the shape checker needs isinstance
 class Task(Protocol):
-    """A task to train on; a new one needs no base class, but a line in `TASKS`."""
+    """A task to train on; a new one needs no base class, but a line in `TASKS`.
+
+    Examples:
+        >>> from toy_tasks import Sums, Task
+        >>> isinstance(Sums(), Task)
+        True
+    """
 
     @property
     def vocab(self) -> list[str]:
@@ -46,11 +52,21 @@ class Task(Protocol):
 
         At most n_pos inputs and one token more, which is only predicted; the same
         seed gives the same tokens on every machine.
+
+        Args:
+            batch: sequences.
+            n_pos: positions of the model.
+            seed: of the draw.
+            device: where the tokens go.
         """
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without the `<s>` that opens a prompt."""
+        """Token ids of a text, without the `<s>` that opens a prompt.
+
+        Args:
+            text: any that the task can read.
+        """
         ...
 
     def to_json(self) -> dict[str, Any]:

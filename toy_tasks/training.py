@@ -48,11 +48,27 @@ def train(
         callback_steps: when; by default the checkpoint steps.
         device: by default CUDA if there is one, else the CPU.
         progress: show a bar with rate and time left; None: only on a terminal.
+        task: what is learnt.
+        preset: how.
+        folder: new, or with this very run in it.
+        seed: of weights and data.
+
+    Returns:
+        The finished run.
 
     Raises:
         ValueError: the folder holds another run, or a damaged or foreign file.
         RuntimeError: another process is training there.
         OSError: the folder cannot be written.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from toy_tasks import PRESETS, train
+        >>> from toy_tasks.planted import backcopy_task
+        >>> preset = replace(PRESETS["bb-cpu"], steps=4, batch=4, log_every=2)
+        >>> run = train(backcopy_task(), preset, "run", seed=0, progress=False)
+        >>> [line["step"] for line in run.history]
+        [1, 2, 4]
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -109,10 +109,23 @@ class ToyTransformer(nn.Module):
     Initial weights are torch's defaults, as in the paper: N(0, 1) embeddings,
     uniform within 1/sqrt(inputs) matrices; drawn from `seed` alone.
 
+    Args:
+        config: sizes and switches; its d_vocab must be set.
+        seed: of the weights.
+
+    Attributes:
+        sinusoids: position embedding of "sinusoidal".
+
     Raises:
         ValueError: the config's d_vocab is still 0, or it freezes an unknown name.
 
     Source: Guo et al. 2024 (arXiv:2410.13835).
+
+    Examples:
+        >>> from toy_tasks import ToyConfig, ToyTransformer
+        >>> model = ToyTransformer(ToyConfig(d_vocab=10, n_layers=2), seed=0)
+        >>> tuple(model(torch.tensor([[0, 1, 2]])).shape)
+        (1, 3, 10)
     """
 
     sinusoids: Float[Tensor, "n_ctx d_model"]
@@ -149,6 +162,9 @@ class ToyTransformer(nn.Module):
     ) -> Float[Tensor, "batch pos vocab"]:
         """Logits of the next token after every position.
 
+        Args:
+            tokens: prompts of one length.
+
         Raises:
             ValueError: the prompt is longer than `n_ctx`.
         """
@@ -163,7 +179,15 @@ class ToyTransformer(nn.Module):
     def embed(
         self, tokens: Int[Tensor, "batch pos"], start: int = 0
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Residual before layer 0; `start` is the position of the first token."""
+        """Residual before layer 0; `start` is the position of the first token.
+
+        Args:
+            tokens: prompts of one length.
+            start: position of the first token.
+
+        Raises:
+            ValueError: a prompt longer than `n_ctx`.
+        """
         end = start + tokens.shape[1]
         if end > self.config.n_ctx:
             raise ValueError(
@@ -181,7 +205,11 @@ class ToyTransformer(nn.Module):
     def unembed(
         self, resid: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos vocab"]:
-        """Logits from the residual after the last layer, final norm included."""
+        """Logits from the residual after the last layer, final norm included.
+
+        Args:
+            resid: after the last layer.
+        """
         return self.ln_final(resid) @ self.W_U
 
     @property

@@ -97,12 +97,21 @@ def atp_star(
         seed: of the intervals and tests of `nodes`.
         progress: show a bar; default on a terminal only.
 
+    Returns:
+        `NodeScores`; `table` has `magnitude` beside `score`.
+
     Raises:
         ValueError: as `attribution_patching`; sites that are no nodes; a model whose
             patterns can't be edited or are no softmax (`qk_fix`); `grad_drop` with a
             single layer.
 
     Source: Kramar et al. 2024 (arXiv:2403.00745), equations 7 and 9 to 11.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> scores = ms.atp_star(case.model, case.pairs, ms.logit_diff)
+        >>> scores.nodes.nlargest(3, "score").node.tolist()
+        ['L1H0.q', 'L1KV0.k', 'L1KV0.v']
     """
     started = time.perf_counter()
     chosen = tuple(dict.fromkeys([sites] if isinstance(sites, str) else sites))

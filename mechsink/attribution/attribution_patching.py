@@ -74,6 +74,9 @@ def attribution_patching(
         seed: of the intervals and tests of `nodes`.
         progress: show a bar; default on a terminal only.
 
+    Returns:
+        `NodeScores`; `table` has `estimate` beside `score`.
+
     Raises:
         ValueError: bad pairs, site, layers, positions or steps; clean and corrupted
             prompts that are all the same; a metric that is constant, NaN, or does not
@@ -81,6 +84,13 @@ def attribution_patching(
 
     Sources: Nanda 2023, "Attribution patching"; integrated, Hanna et al. 2024
     (arXiv:2403.17806).
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> scores = ms.attribution_patching(case.model, case.pairs, ms.logit_diff)
+        >>> best = scores.nodes.nlargest(2, "score")
+        >>> best[["layer", "head"]].values.tolist()
+        [[1, 0], [0, 0]]
     """
     if steps is not None and (isinstance(steps, bool) or steps < 0):
         raise ValueError(

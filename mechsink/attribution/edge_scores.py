@@ -26,13 +26,30 @@ class EdgeScores(Result):
 
     Names: "input", "a0.h1", "m3", "logits"; targets "a2.h1<q>", "a2.h1<k>",
     "a2.h1<v>", with grouped-query attention "a2.kv0<k>", "a2.kv0<v>".
+
+    Attributes:
+        method: function that scored, such as "eap_ig".
+        metric: as its repr says.
+        corrupted: metric on the corrupted run, one a prompt, in its unit.
+        noise: floor of each prompt's metric, where edges were patched; estimates have
+            none.
+        outputs: targets that the metric reads: "logits", or a head's q and k.
+        graph: the fields of `Wires`.
+        clean: metric on the clean run, one a prompt, in its unit.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> scores = ms.eap(case.model, case.pairs, ms.logit_diff)
+        >>> list(scores.table), scores.outputs
+        (['source', 'target', 'score', 'low', 'high', 'p_value', 'q_value'], ['logits'])
+        >>> ax = scores.plot(n=5)
     """
 
     method: str
     metric: str
-    outputs: list[str]  # targets that the metric reads: "logits", or a head's q and k
-    graph: dict[str, Any]  # the fields of `Wires`
-    clean: list[float]  # metric on the clean run, one a prompt, in its unit
+    outputs: list[str]
+    graph: dict[str, Any]
+    clean: list[float]
     corrupted: list[float]
     noise: list[float] = field(default_factory=list)
     """Floor of each prompt's metric, where edges were patched; estimates have none."""

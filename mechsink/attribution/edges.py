@@ -37,12 +37,24 @@ def eap(
         metric: a run to one number per prompt; may read sites (a sink score).
         seed: of the intervals and tests.
 
+    Returns:
+        `EdgeScores`, one row an edge.
+
     Raises:
         ValueError: bad pairs; prompts whose clean and corrupted tokens are the same;
             a metric that is constant, NaN, or reads the residual stream; a family
             whose wiring is its own.
 
     Source: Syed et al. 2023 (arXiv:2310.10348).
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> scores = ms.eap(case.model, case.pairs, ms.logit_diff)
+        >>> best = scores.table.nlargest(3, "score")
+        >>> (best.source + " -> " + best.target).tolist()
+        ['a1.h0 -> logits', 'input -> a1.h0<v>', 'a0.h0 -> a1.h0<k>']
+        >>> ms.edge_auroc(scores, case.edges)
+        1.0
     """
     return _by_gradients(model, pairs, metric, "eap", lambda *_: [Point({}, 1.0)], seed)
 
@@ -56,9 +68,27 @@ def eap_ig(
     The gradient is averaged over runs whose input (the residual before layer 0) is
     corrupted + a (clean - corrupted), at the midpoints a = (k + 1/2) / steps.
 
-    Args, Raises: as `eap`; `steps`, 1 and more, is the number of runs.
+    Args:
+        model: any model whose wiring is known (`mechsink.models.wiring`).
+        pairs: clean and corrupted prompts.
+        metric: a run to one number per prompt; may read sites (a sink score).
+        steps: number of runs, 1 and more.
+        seed: of the intervals and tests.
+
+    Returns:
+        `EdgeScores`, one row an edge.
+
+    Raises:
+        ValueError: as `eap`, or steps under 1.
 
     Source: Hanna et al. 2024 (arXiv:2403.17806), there with left Riemann sums.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.eap_ig(case.model, case.pairs, ms.logit_diff, steps=5)
+        >>> best = scores.table.nlargest(3, "score")
+        >>> (best.source + " -> " + best.target).tolist()
+        ['m0 -> logits', 'input -> a0.h0<v>', 'input -> a0.h1<v>']
     """
     _check_steps("eap_ig", steps)
 
@@ -79,9 +109,25 @@ def eap_clean_corrupted(
 ) -> EdgeScores:
     """EAP with the mean of the gradients at the clean and at the corrupted run.
 
-    Args, Raises: as `eap`.
+    Args:
+        model: any model whose wiring is known (`mechsink.models.wiring`).
+        pairs: clean and corrupted prompts.
+        metric: a run to one number per prompt; may read sites (a sink score).
+        seed: of the intervals and tests.
+
+    Returns:
+        `EdgeScores`, one row an edge.
+
+    Raises:
+        ValueError: as `eap`.
 
     Source: "clean-corrupted" of Hanna et al. 2024 (arXiv:2403.17806).
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.eap_clean_corrupted(case.model, case.pairs, ms.logit_diff)
+        >>> scores.table.nlargest(1, "score")[["source", "target"]].values.tolist()
+        [['m0', 'logits']]
     """
 
     def points(ask: Asked, ends: Ends) -> list[Point]:
@@ -104,9 +150,26 @@ def eap_ig_activations(
     computed (cutting them there would lose paths, and with them exactness on affine
     models).
 
-    Args, Raises: as `eap_ig`.
+    Args:
+        model: any model whose wiring is known (`mechsink.models.wiring`).
+        pairs: clean and corrupted prompts.
+        metric: a run to one number per prompt; may read sites (a sink score).
+        steps: runs for each component, 1 and more.
+        seed: of the intervals and tests.
+
+    Returns:
+        `EdgeScores`, one row an edge.
+
+    Raises:
+        ValueError: as `eap`, or steps under 1.
 
     Source: MIB's variant of Hanna et al. 2024 (arXiv:2403.17806).
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.eap_ig_activations(case.model, case.pairs, ms.logit_diff)
+        >>> scores.table.nlargest(1, "score")[["source", "target"]].values.tolist()
+        [['m0', 'logits']]
     """
     _check_steps("eap_ig_activations", steps)
 

@@ -34,13 +34,26 @@ def exact_edges(
     corrupting the edge lowers the metric; mean over prompts.
 
     Args:
-        model, pairs, metric, seed: as in `eap`.
+        model: any model whose wiring is known (`mechsink.models.wiring`).
+        pairs: clean and corrupted prompts.
+        metric: a run to one number per prompt; may read sites (a sink score).
         edges: which, as (source, target); default all. A large model has tens of
             thousands.
         progress: show a bar; default on a terminal only.
+        seed: of the intervals and tests.
+
+    Returns:
+        `EdgeScores`, one row an edge, with noise floors.
 
     Raises:
         ValueError: as `eap`, or an edge that this model does not have.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.exact_edges(case.model, case.pairs, ms.logit_diff)
+        >>> strong = scores.table[scores.table.score > 1]
+        >>> {*zip(strong.source, strong.target)} == case.edges
+        True
     """
     started = time.perf_counter()
     ask = asked("exact_edges", model, pairs, metric)

@@ -40,6 +40,14 @@ def gradients(
     Raises:
         ValueError: no site given, a site that can't be edited, or a metric that
             is constant (nothing it reads depends on the model).
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> (group,) = case.pairs.tokens(case.model)
+        >>> site = ms.Site("resid_post", 0)
+        >>> slopes = ms.gradients(case.model, group.clean, ms.logit_diff, [site], group)
+        >>> tuple(slopes[site].shape)
+        (12, 6, 64)
     """
     if not sites:
         raise ValueError(

@@ -40,14 +40,27 @@ class LogitLens(Result):
     The answer's columns are NaN where no answer was given. The last place is the
     model's own output. `site`: "resid_pre" of layer 0, then "resid_post" of every
     layer, with "resid_mid" between where it was asked for.
+
+    Attributes:
+        positions: as given; negative: from the end.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> read = ms.logit_lens(case.model, case.pairs)
+        >>> read.table.groupby(["layer", "site"]).answer_prob.mean().round(2).to_dict()
+        {(0, 'resid_post'): 0.08, (0, 'resid_pre'): 0.08, (1, 'resid_post'): 0.99}
+        >>> ax = read.plot()
     """
 
-    positions: list[int]  # as given; negative: from the end
+    positions: list[int]
 
     def plot(self, ax: Axes | None = None, column: Shown | None = None) -> Axes:
         """A column by layer, its mean over prompts thick, each prompt thin.
 
         One prompt at several positions: the most probable tokens, layer by position.
+
+        Args:
+            ax: where to draw; default: a new figure.
         """
         n_prompts, n_pos = (len(set(self.table[c])) for c in ("prompt", "pos"))
         if column is None and n_prompts == 1 and n_pos > 1:
@@ -115,11 +128,20 @@ def logit_lens(
         positions: where to read; default the last token. Answers follow the last.
         mid: also between attention and MLP.
 
+    Returns:
+        A `LogitLens`, one row a prompt, position and layer.
+
     Raises:
         ValueError: a position outside a prompt; mid in a model of parallel blocks; or
             as `wiring`.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> read = ms.logit_lens(model, model.to_tokens("A B C A"))
+        >>> read.table[["layer", "site", "top_token"]].values.tolist()
+        [[0, 'resid_pre', 'A'], [0, 'resid_post', 'A'], [1, 'resid_post', 'B']]
     """
     started = time.perf_counter()
     if not isinstance(prompts, PromptPairs):

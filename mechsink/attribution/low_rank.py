@@ -43,6 +43,17 @@ class LowRank(Result):
 
     `spectrum`: site, rank, explained, for every rank from 0 on.
     `by_prompt`: site, rank, prompt, before, after.
+
+    Attributes:
+        centred: whether the mean was taken off before the directions were found.
+
+    Examples:
+        >>> case = ms.planted("letter")
+        >>> query = ms.Site("q", layer=1, head=0)
+        >>> cut = ms.low_rank(case.model, case.pairs, [query], [0, 3], positions=[-1])
+        >>> cut.table[["rank", "accuracy_after"]].values.tolist()
+        [[0.0, 0.0], [3.0, 1.0]]
+        >>> ax = cut.plot()
     """
 
     spectrum: pd.DataFrame
@@ -51,7 +62,11 @@ class LowRank(Result):
     centred: bool
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The metric by rank, a line a site; dashed without any cut."""
+        """The metric by rank, a line a site; dashed without any cut.
+
+        Args:
+            ax: where to draw; default: a new figure.
+        """
         with plotting.theme():
             ax = ax or plotting.new_axes()
             names = list(dict.fromkeys(self.table["site"]))
@@ -106,11 +121,21 @@ def low_rank(
             metric is above 0.
         seed: of the bootstrap.
 
+    Returns:
+        A `LowRank`, one row a site and rank.
+
     Raises:
         ValueError: as `subspaces`; a rank that is not there; a site without
             directions in `fitted`; a metric that is NaN.
 
     Source: Lieberum et al. 2023 (arXiv:2307.09458), section 4, who keep 3.
+
+    Examples:
+        >>> case = ms.planted("letter")
+        >>> query = ms.Site("q", layer=1, head=0)
+        >>> cut = ms.low_rank(case.model, case.pairs, [query], 3, positions=[-1])
+        >>> cut.table[["explained", "before", "after"]].round(1).values.tolist()
+        [[1.0, 7.5, 7.5]]
     """
     started = time.perf_counter()
     ranks = [rank] if isinstance(rank, int) else list(rank)

@@ -31,6 +31,21 @@ class NodeScores(Result):
     `nodes`: the same without prompt and pos: score summed over positions, mean over
     prompts, with low, high (95 % bootstrap over prompts), p_value (sign flips over
     prompts, two-sided), q_value (Benjamini-Hochberg over nodes); NaN with one prompt.
+
+    Attributes:
+        method: function that scored.
+        site: what was scored, in words.
+        direction: "noising" or "denoising": which run a node's value is put into.
+        metric: as its repr says.
+        corrupted: metric on the corrupted run, one a prompt, in its unit.
+        clean: metric on the clean run, one a prompt, in its unit.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> scores = ms.attribution_patching(case.model, case.pairs, ms.logit_diff)
+        >>> list(scores.nodes)
+        ['layer', 'head', 'score', 'low', 'high', 'p_value', 'q_value']
+        >>> ax = scores.plot()
     """
 
     nodes: pd.DataFrame
@@ -38,7 +53,7 @@ class NodeScores(Result):
     site: str
     direction: Direction
     metric: str
-    clean: list[float]  # metric on the clean run, one a prompt, in its unit
+    clean: list[float]
     corrupted: list[float]
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -46,6 +61,9 @@ class NodeScores(Result):
 
         Scores of several parts are summed where positions are shown; where a node is
         a component, positions are summed and layer by component is shown.
+
+        Args:
+            ax: where to draw; default: a new figure.
         """
         if "component" in self.table:
             column, names = "component", list(dict.fromkeys(self.nodes["component"]))

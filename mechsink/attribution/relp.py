@@ -52,12 +52,21 @@ def relp(
         seed: of the intervals and tests of `nodes`.
         progress: show a bar; default on a terminal only.
 
+    Returns:
+        `NodeScores`; `table` has `estimate` beside `score`.
+
     Raises:
         ValueError: as `attribution_patching`; a site or a metric that acts through
             patterns alone; a model family that these rules can't serve.
 
     Source: Jafari et al. 2025 (arXiv:2508.21258), table 1: LN-rule, AH-rule,
     identity-rule and half-rule.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.relp(case.model, case.pairs, ms.logit_diff, site="z")
+        >>> scores.nodes.nlargest(2, "score")["head"].tolist()
+        [0, 1]
     """
     if site in SEVERED:
         raise ValueError(

@@ -25,6 +25,18 @@ class Subspace:
     """Directions of a site by how much of it they hold, the most first.
 
     `mean` is zero where nothing was subtracted; `singular`: singular values.
+
+    Attributes:
+        mean: what was subtracted.
+        directions: of unit length, orthogonal.
+        singular: singular values, descending, in the site's unit.
+
+    Examples:
+        >>> case = ms.planted("letter")
+        >>> query = ms.Site("q", layer=1, head=0)
+        >>> space = ms.subspaces(case.model, case.pairs, [query], positions=[-1])[query]
+        >>> [round(space.explained(rank), 2) for rank in (0, 2, 3)]
+        [0.0, 0.75, 1.0]
     """
 
     mean: Float[Tensor, " d"]
@@ -32,12 +44,27 @@ class Subspace:
     singular: Float[Tensor, " component"]
 
     def project(self, x: Float[Tensor, "*batch d"], rank: int) -> Tensor:
-        """`x` with only the first `rank` directions, around the mean."""
+        """`x` with only the first `rank` directions, around the mean.
+
+        Args:
+            x: values of the site.
+            rank: how many directions to keep.
+
+        Returns:
+            Float[*batch d], like `x`.
+        """
         mean, kept = self.mean.to(x), self.directions[:rank].to(x)
         return mean + (x - mean) @ kept.T @ kept
 
     def explained(self, rank: int) -> float:
-        """Share of the sum of squares (around the mean) that the first ones hold."""
+        """Share of the sum of squares (around the mean) that the first ones hold.
+
+        Args:
+            rank: how many directions, from the first.
+
+        Returns:
+            0 to 1.
+        """
         power = self.singular.square()
         return float(power[:rank].sum() / power.sum()) if power.sum() > 0 else 1.0
 
@@ -61,9 +88,21 @@ def subspaces(
         centred: take the mean off before, and keep it in every projection. Without,
             directions hold the most of the vectors themselves.
 
+    Returns:
+        Site to `Subspace`, whose `directions` are Float[component d].
+
     Raises:
         ValueError: no sites, one that holds no vectors or that the model lacks, or
             positions that do not fit.
+
+    Source: Lieberum et al. 2023 (arXiv:2307.09458), section 4.
+
+    Examples:
+        >>> case = ms.planted("letter")
+        >>> query = ms.Site("q", layer=1, head=0)
+        >>> found = ms.subspaces(case.model, case.pairs, [query], positions=[-1])
+        >>> tuple(found[query].directions.shape)
+        (12, 16)
     """
     found: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for batch in vector_batches("subspaces", model, prompts, sites):

@@ -79,6 +79,12 @@ def acdc(
             of another model.
 
     Source: Conmy et al. 2023 (arXiv:2304.14997).
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> circuit = ms.acdc(case.model, case.pairs, ms.logit_diff, tau=0.1)
+        >>> set(circuit.edges) == case.edges
+        True
     """
     return acdc_sweep(
         model, pairs, metric, taus=[tau], objective=objective, order=order,
@@ -101,17 +107,32 @@ def acdc_sweep(
     """`acdc` at several thresholds.
 
     Args:
-        model, pairs, metric, objective, order, within, progress: as in `acdc`.
+        model: any model whose wiring is known (`mechsink.models.wiring`).
+        pairs: clean and corrupted prompts.
+        metric: a run to one number per prompt.
         taus: thresholds.
         nested: begin each threshold from the circuit of the next smaller one, so that
             circuits lie within one another and later ones cost little; they are then
             not quite those of `acdc`, which begins afresh.
+        objective: "kl" or "metric", as in `acdc`.
+        order: a target's sources, "reverse" (last first) or "normal" (first first).
+        within: begin from this circuit; default: all edges.
+        progress: show a bar; default on a terminal only.
 
     Returns:
         Threshold to circuit, from the smallest threshold on.
 
     Raises:
         ValueError: as `acdc`; no thresholds, or one twice.
+
+    Source: Conmy et al. 2023 (arXiv:2304.14997).
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> taus = [0.1, 20.0]
+        >>> swept = ms.acdc_sweep(case.model, case.pairs, ms.logit_diff, taus=taus)
+        >>> {tau: circuit.n_edges for tau, circuit in swept.items()}
+        {0.1: 5, 20.0: 0}
     """
     kind = objective or ("kl" if metric is None else "metric")
     taus = _checked(taus, kind, order, metric)

@@ -21,12 +21,22 @@ By = Literal["abs", "signed"]
 def jaccard(a: Circuit, b: Circuit) -> float:
     """Edges in both circuits over edges in either.
 
+    Args:
+        a: a circuit.
+        b: another one of the same model.
+
     Returns:
         0 (no edge in common) to 1 (the same edges); NaN if both are empty. Two random
         choices of a share p of the edges give about p / (2 - p).
 
     Raises:
         ValueError: they are of models of different shapes.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.eap(case.model, case.pairs, ms.logit_diff)
+        >>> ms.jaccard(ms.top_edges(scores, 5), ms.top_edges(scores, 5, signed=True))
+        1.0
     """
     same_wires([a, b], "jaccard")
     return _jaccard({*a.edges}, {*b.edges})
@@ -51,6 +61,12 @@ def edge_auroc(
     Raises:
         ValueError: no true edge or nothing but true edges, an edge without a score, or
             scores that are NaN or infinite.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> scores = ms.eap(case.model, case.pairs, ms.logit_diff)
+        >>> ms.edge_auroc(scores, case.edges)
+        1.0
     """
     _check_by(by, "edge_auroc")
     edges, values = ordered(scores, "edge_auroc")
@@ -80,7 +96,8 @@ def rank_correlation(
     """Spearman's correlation over edges that have a score in both.
 
     Args:
-        a, b: scores, or circuits that carry them.
+        a: scores, or a circuit that carries them.
+        b: others of the same model.
         by: rank by the score ("signed") or by |score| ("abs").
 
     Returns:
@@ -89,6 +106,13 @@ def rank_correlation(
 
     Raises:
         ValueError: they are of models of different shapes.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> estimate = ms.eap(case.model, case.pairs, ms.logit_diff)
+        >>> exact = ms.exact_edges(case.model, case.pairs, ms.logit_diff)
+        >>> ms.rank_correlation(estimate, exact) > 0.5
+        True
     """
     _check_by(by, "rank_correlation")
     same_wires([a, b], "rank_correlation")
@@ -119,6 +143,13 @@ def compare(
     Raises:
         ValueError: fewer than two, models of different shapes, n out of range, or a
             circuit without scores that has more than n edges.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> given = {"eap": ms.eap(case.model, case.pairs, ms.logit_diff)}
+        >>> given["exact"] = ms.exact_edges(case.model, case.pairs, ms.logit_diff)
+        >>> ms.compare(given, n=5)[["first", "second", "jaccard"]].values.tolist()
+        [['eap', 'exact', 1.0]]
     """
     _check_by(by, "compare")
     if len(given) < 2:

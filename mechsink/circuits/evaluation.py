@@ -66,6 +66,14 @@ def circuit_metric(
 
     Source: EAP-IG's `evaluate_graph` (Hanna et al. 2024, arXiv:2403.17806), as MIB
     uses it.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> found = ms.circuit_metric(
+        ...     case.model, list(case.edges), case.pairs, ms.logit_diff
+        ... )
+        >>> found[:2].round(1)
+        array([4., 4.])
     """
     runs = CircuitRuns.of("circuit_metric", model, pairs, metric, ablation, reference)
     return runs.values(runs.mask(circuit)[None])[0]

@@ -40,16 +40,30 @@ class Faithfulness(Result):
     `table`: prompt, full, circuit, ablated: the metric of each prompt, in its unit.
     `value`: the ratio of means; low, high: its 95 % bootstrap interval, NaN for one
     prompt or where full and ablated can't be told apart.
+
+    Attributes:
+        ablation: what cut edges carried: "patch", "zero" or "mean".
+        n_edges: of the circuit.
+        n_graph: of the model.
+        noise: floor of each prompt's metric.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> found = ms.faithfulness(
+        ...     case.model, list(case.edges), case.pairs, ms.logit_diff
+        ... )
+        >>> round(found.value, 3), found.n_edges
+        (1.0, 5)
     """
 
     value: float
     low: float
     high: float
-    n_edges: int  # of the circuit
-    n_graph: int  # of the model
+    n_edges: int
+    n_graph: int
     metric: str
     ablation: str
-    noise: list[float] = field(default_factory=list)  # floor of each prompt's metric
+    noise: list[float] = field(default_factory=list)
 
     def below_noise(self) -> pd.Series:
         """Prompts where full and ablated differ by no more than rounding may.
@@ -92,13 +106,32 @@ def faithfulness(
     """How faithful one circuit is; choose it on other prompts than these.
 
     Args:
-        model, circuit, pairs, metric, ablation, reference: as in `circuit_metric`.
+        model: any model whose wiring is known (`mechsink.models.wiring`).
+        circuit: a circuit, or its edges as (source, target).
+        pairs: clean and corrupted prompts.
+        metric: a run to one number per prompt; may read sites.
+        ablation: what cut edges carry, "patch", "zero" or "mean": see `circuit_metric`.
+        reference: prompts for "mean".
         resamples: bootstrap resamples of the prompts.
         seed: of the resamples.
+
+    Returns:
+        A `Faithfulness`: 1 for a circuit as good as the model, 0 for one as good as no
+        edge at all, unclipped.
 
     Raises:
         ValueError: as `circuit_metric`; a metric that has the same mean with all edges
             and with none.
+
+    Source: the ratio of MIB (Mueller et al. 2025, arXiv:2504.13151); intervals ours.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.eap_ig(case.model, case.pairs, ms.logit_diff)
+        >>> circuit = ms.top_edges(scores, 5)
+        >>> found = ms.faithfulness(case.model, circuit, case.pairs, ms.logit_diff)
+        >>> round(found.value, 3)
+        1.0
     """
     started = time.perf_counter()
     caller = "faithfulness"

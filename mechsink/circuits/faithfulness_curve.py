@@ -59,6 +59,27 @@ class FaithfulnessCurve(Result):
 
     `prompts`: prompt, full, ablated, and one column a fraction: the metric of each
     prompt.
+
+    Attributes:
+        cpr_low: lower end of the 95 % bootstrap interval of `cpr`.
+        cpr_high: its upper end.
+        cmd_low: the same of `cmd`.
+        cmd_high: its upper end.
+        ablation: what cut edges carried: "patch", "zero" or "mean".
+        resamples: of the bootstrap.
+        method: that gave the scores.
+        selection: "top" or "greedy".
+        sign: ranked by "absolute" or "signed" score.
+        log: areas over the logarithm of the fraction.
+        n_graph: edges of the model.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.eap_ig(case.model, case.pairs, ms.logit_diff)
+        >>> curve = ms.faithfulness_curve(case.model, scores, case.pairs, ms.logit_diff)
+        >>> list(curve.table)
+        ['fraction', 'edges', 'kept', 'value', 'faithfulness', 'low', 'high']
+        >>> ax = curve.plot()
     """
 
     prompts: pd.DataFrame
@@ -68,13 +89,13 @@ class FaithfulnessCurve(Result):
     cmd: float
     cmd_low: float
     cmd_high: float
-    method: str  # that gave the scores
+    method: str
     metric: str
-    selection: str  # "top" or "greedy"
-    sign: str  # ranked by "absolute" or "signed" score
+    selection: str
+    sign: str
     ablation: str
-    log: bool  # areas over the logarithm of the fraction
-    n_graph: int  # edges of the model
+    log: bool
+    n_graph: int
     resamples: int
 
     def describe(self) -> str:
@@ -91,7 +112,11 @@ class FaithfulnessCurve(Result):
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Faithfulness against the share of edges, log scale, with its interval."""
+        """Faithfulness against the share of edges, log scale, with its interval.
+
+        Args:
+            ax: where to draw; default: a new figure.
+        """
         ax = compare_curves({self.method: self}, ax)
         if (legend := ax.get_legend()) is not None:
             legend.remove()
@@ -121,22 +146,38 @@ def faithfulness_curve(
     others are cut. Score on other prompts than these, or the curve flatters.
 
     Args:
-        model, pairs, metric, ablation, reference: as in `circuit_metric`.
+        model: any model whose wiring is known (`mechsink.models.wiring`).
         scores: of every edge of this model.
+        pairs: clean and corrupted prompts.
+        metric: a run to one number per prompt; may read sites.
         fractions: shares of the edges, ascending, at least two; MIB's by default.
         signed: rank by score, not by |score|. MIB prefers signed for CPR and |score|
             for CMD; both are stored with the result.
         selection: "top" (`top_edges`) or "greedy" (`greedy_edges`).
+        ablation: what cut edges carry, "patch", "zero" or "mean": see `circuit_metric`.
+        reference: prompts for "mean".
         resamples: bootstrap resamples of the prompts.
         seed: of the resamples.
         log: areas over ln p instead of p.
         progress: show a bar; default on a terminal only.
+
+    Returns:
+        A `FaithfulnessCurve`, one row a fraction.
 
     Raises:
         ValueError: as `faithfulness`; fractions out of range or not ascending; scores
             of another graph, of some edges only, or for a metric that ends elsewhere.
 
     Source: MIB (Mueller et al. 2025, arXiv:2504.13151).
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.eap_ig(case.model, case.pairs, ms.logit_diff)
+        >>> curve = ms.faithfulness_curve(case.model, scores, case.pairs, ms.logit_diff)
+        >>> curve.table[["edges", "faithfulness"]].round(2).tail(3).values.tolist()
+        [[4.0, 0.5], [11.0, 1.0], [23.0, 1.0]]
+        >>> round(curve.cpr, 2), round(curve.cmd, 2)
+        (0.75, 0.25)
     """
     started = time.perf_counter()
     caller = "faithfulness_curve"
@@ -192,8 +233,27 @@ def compare_curves(
 
     The dotted lines are the full model, 1, and no circuit, 0.
 
+    Args:
+        curves: by name, of one metric and one ablation.
+        ax: where to draw; default: a new figure.
+
+    Returns:
+        The axes.
+
     Raises:
         ValueError: no curves, or curves of different metrics or ablations.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> curves = {}
+        >>> for method in (ms.eap, ms.eap_ig):
+        ...     scores = method(case.model, case.pairs, ms.logit_diff)
+        ...     curves[method.__name__] = ms.faithfulness_curve(
+        ...         case.model, scores, case.pairs, ms.logit_diff
+        ...     )
+        >>> ax = ms.compare_curves(curves)
+        >>> ax.get_ylabel()
+        'faithfulness'
     """
     kinds = {(curve.metric, curve.ablation) for curve in curves.values()}
     if len(kinds) != 1:

@@ -40,6 +40,20 @@ class Circuit:
     that it feeds. An MLP is one node. The graph is frozen; change a `graph.copy()`.
 
     `meta`: how the circuit was chosen, as it is saved.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.exact_edges(case.model, case.pairs, ms.logit_diff)
+        >>> circuit = ms.Circuit.of(scores.wires, case.edges, scores)
+        >>> circuit.edges
+        (('input', 'a0.h0<v>'), ('input', 'a0.h1<v>'), ('a0.h0', 'm0'), ('a0.h1', 'm0'),
+        ('m0', 'logits'))
+        >>> circuit.ancestors("m0").nodes
+        ('input', 'a0.h0', 'a0.h1', 'm0')
+        >>> circuit.graph.edges["m0", "logits"]["kind"]
+        'edge'
+        >>> ms.Circuit.load(circuit.save("circuit.json")).n_edges
+        5
     """
 
     graph: nx.DiGraph
@@ -76,12 +90,20 @@ class Circuit:
 
     @classmethod
     def full(cls, wires: Wires, *, outputs: Sequence[str] = (LOGITS,)) -> "Circuit":
-        """Every edge of the model, without scores."""
+        """Every edge of the model, without scores.
+
+        Args:
+            wires: the whole graph, as in `scores.wires`.
+            outputs: targets that the metric reads.
+        """
         return cls.of(wires, wires.edges, outputs=outputs, meta={"selection": "full"})
 
     @classmethod
     def load(cls, path: Path | str) -> "Circuit":
         """Read what `save` wrote; .graphml is GraphML, all else JSON.
+
+        Args:
+            path: a file that `save` wrote.
 
         Raises:
             ValueError: the file is missing, damaged, or no circuit.
@@ -95,6 +117,9 @@ class Circuit:
     def load_graphml(cls, path: Path | str) -> "Circuit":
         """Read what `save_graphml` wrote, whatever the file is called.
 
+        Args:
+            path: a file that `save_graphml` wrote.
+
         Raises:
             ValueError: the file is missing, damaged, or no circuit.
         """
@@ -105,6 +130,12 @@ class Circuit:
 
         Both hold everything; NaN is left out and comes back as NaN. networkx reads
         the first with `node_link_graph(json.load(file), edges="edges")`.
+
+        Args:
+            path: file to write; its ending says which form.
+
+        Returns:
+            The path.
 
         Raises:
             ValueError: the name ends otherwise.
@@ -122,6 +153,12 @@ class Circuit:
 
     def save_graphml(self, path: Path | str) -> Path:
         """Write GraphML, whatever the file is called.
+
+        Args:
+            path: file to write.
+
+        Returns:
+            The path.
 
         Raises:
             OSError: the path cannot be written.

@@ -21,9 +21,23 @@ def merge(
     intervals and p-values belong to one measurement and are dropped. Outputs are
     joined likewise. Nothing is pruned: call `.pruned()` on the result.
 
+    Args:
+        circuits: of one model.
+        how: "union" or "intersection" of the edges.
+
+    Returns:
+        One circuit.
+
     Raises:
         ValueError: no circuits, circuits of models of different shapes, circuits
             without an output in common, or another `how`.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.eap(case.model, case.pairs, ms.logit_diff)
+        >>> few, more = (ms.top_edges(scores, n, prune=False) for n in (3, 5))
+        >>> ms.merge([few, more]).n_edges
+        5
     """
     if not circuits:
         raise ValueError("merge: no circuits given. Give at least one.")

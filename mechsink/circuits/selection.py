@@ -40,6 +40,14 @@ def top_edges(
     Raises:
         ValueError: n is no whole number or out of range, or a score is NaN or
             infinite.
+
+    Source: `apply_topn` of EAP-IG (Hanna et al. 2024, arXiv:2403.17806).
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.eap_ig(case.model, case.pairs, ms.logit_diff)
+        >>> set(ms.top_edges(scores, 5).edges) == case.edges
+        True
     """
     edges, ranks, number = _ranked(scores, n, signed, "top_edges")
     order = np.argsort(-ranks, kind="stable")
@@ -71,6 +79,14 @@ def greedy_edges(
 
     Raises:
         ValueError: as `top_edges`.
+
+    Source: `apply_greedy` of EAP-IG (Hanna et al. 2024, arXiv:2403.17806).
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.eap_ig(case.model, case.pairs, ms.logit_diff)
+        >>> set(ms.greedy_edges(scores, 5).edges) == case.edges
+        True
     """
     edges, ranks, number = _ranked(scores, n, signed, "greedy_edges")
     wires, into = scores.wires, {}

@@ -27,14 +27,32 @@ from mechsink.progress import Advance
 
 @dataclass(frozen=True)
 class Here:
-    """This process, one item after the other."""
+    """This process, one item after the other.
+
+    Attributes:
+        name: "here", for `meta`.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> swept = ms.spread(
+        ...     ms.patch_sweep, case.model, case.pairs, ms.logit_diff, engine=ms.Here()
+        ... )
+        >>> swept.table.prompt.nunique()
+        12
+    """
 
     name: str = "here"
 
     def run(
         self, work: Work, items: Sequence[Any], advance: Advance
     ) -> Iterator[tuple[int, Outcome]]:
-        """See `Engine.run`."""
+        """See `Engine.run`.
+
+        Args:
+            work: what workers do; `open` once, then `do` for each item.
+            items: one piece of work each.
+            advance: told how many steps are done.
+        """
         worker = Worker(work)
         for number, item in enumerate(items):
             with one_thread():
@@ -46,7 +64,20 @@ class Here:
 
 @dataclass(frozen=True)
 class Pool:
-    """Processes of this machine; default: one a core, or one on a GPU."""
+    """Processes of this machine; default: one a core, or one on a GPU.
+
+    Args:
+        workers: processes; None: one a core, or one on a GPU.
+        name: for `meta`.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> swept = ms.spread(
+        ...     ms.patch_sweep, case.model, case.pairs, ms.logit_diff, engine=ms.Pool(1)
+        ... )
+        >>> swept.table.prompt.nunique()
+        12
+    """
 
     workers: int | None = None
     name: str = "pool"
@@ -54,7 +85,13 @@ class Pool:
     def run(
         self, work: Work, items: Sequence[Any], advance: Advance
     ) -> Iterator[tuple[int, Outcome]]:
-        """See `Engine.run`."""
+        """See `Engine.run`.
+
+        Args:
+            work: what workers do; `open` once, then `do` for each item.
+            items: one piece of work each.
+            advance: told how many steps are done.
+        """
         waiting = deque(range(len(items)))
         tries = dict.fromkeys(waiting, 0)
         n = min(self.workers or default_workers(), len(items))

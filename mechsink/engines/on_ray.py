@@ -33,6 +33,12 @@ class RayCluster:
         workers: how many; default: one for every core of the cluster, or with `gpus`
             as many as there are GPUs for.
         gpus: GPUs that each worker has to itself; may be a part of one.
+        name: for `meta`.
+
+    Examples:
+        >>> engine = ms.RayCluster(address="auto", workers=4)
+        >>> engine.name  # then: ms.spread(..., engine=engine)
+        'ray'
     """
 
     address: str | None = None
@@ -43,7 +49,13 @@ class RayCluster:
     def run(
         self, work: Work, items: Sequence[Any], advance: Advance
     ) -> Iterator[tuple[int, Outcome]]:
-        """See `Engine.run`."""
+        """See `Engine.run`.
+
+        Args:
+            work: what workers do; `open` once, then `do` for each item.
+            items: one piece of work each.
+            advance: told how many steps are done.
+        """
         ray = _ray()
         with self._connected(ray):
             n = min(self._n_workers(ray), len(items))

@@ -86,6 +86,14 @@ def spread(
             sent; a folder with other work.
         PiecesFailed: prompts that gave an error.
         RuntimeError: another process holds the folder; workers whose models differ.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> swept = ms.spread(
+        ...     ms.patch_sweep, case.model, case.pairs, ms.logit_diff, engine="here"
+        ... )
+        >>> swept.table.prompt.nunique(), list(swept.table)
+        (12, ['prompt', 'layer', 'pos', 'value', 'effect'])
     """
     started = time.perf_counter()
     pieces = _pieces(prompts)

@@ -61,6 +61,11 @@ class MitigationStudy(Study):
     `OperatorStudy`. `effects`: remedy, measure, before, after, change, low, high: means
     over seeds, and of the change, seed by seed, with its Student-t interval; ratios of
     norms change by the logarithm of after over before, others by after minus before.
+
+    Examples:
+        >>> study = ms.mitigation_study("runs", quick=True, engine="here")
+        >>> list(study.effects)
+        ['remedy', 'measure', 'before', 'after', 'change', 'low', 'high']
     """
 
     effects: pd.DataFrame
@@ -103,11 +108,26 @@ def mitigation_study(
             ReLU.
         seeds: default 0 to 4, quick 0.
         quick: one layer, smaller and fewer steps, under a minute.
-        engine, workers, address, device, progress: as for `train_grid`.
+        engine: "pool", "here", "ray" or an `Engine`, as for `train_grid`.
+        workers: how many.
+        address: of a Ray cluster.
+        device: as for `toy_tasks.train`.
+        progress: show a bar with time left; None: only on a terminal.
+
+    Returns:
+        A `MitigationStudy`.
 
     Raises:
         ValueError: no such remedy.
         RuntimeError: a training failed.
+
+    Source: gates (arXiv:2505.06708), softmax plus one (arXiv:2309.17453), key biases
+    (arXiv:2402.17762), ReLU and SGD (arXiv:2410.13835), decorrelation after AVSR sinks.
+
+    Examples:
+        >>> study = ms.mitigation_study("runs", quick=True, engine="here")
+        >>> study.effects.remedy.unique().tolist()
+        ['ReLU']
     """
     names = list(remedies or (["ReLU"] if quick else REMEDIES))
     check_names("mitigation_study", "remedy", names, REMEDIES)

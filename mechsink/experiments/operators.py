@@ -53,6 +53,17 @@ class OperatorStudy(Study):
     seconds; measures are those of `mechsink.experiments.formation.moment.MEASURES`, and
     `beyond_oracle`: loss above the oracle's on the tokens that came, in standard
     errors; under -3 the operator sees the future.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from toy_tasks import PRESETS
+        >>> from toy_tasks.planted import backcopy_task
+        >>> study = ms.operator_study(
+        ...     "runs", ["softmax"], seeds=[0, 1], task=backcopy_task(), engine="here",
+        ...     preset=replace(PRESETS["bb-cpu"], steps=4, batch=4), progress=False,
+        ... )
+        >>> list(study.table)
+        ['setting', 'seed', 'layer', 'head', 'measure', 'value', 'seconds']
     """
 
     title: ClassVar[str] = "Which attention operators form sinks?"
@@ -107,11 +118,32 @@ def operator_study(
         preset: sizes, optimiser, steps; its operator is replaced.
         task: default: `BigramBackcopy.from_text()`.
         quick: a smaller toy, under a minute; of the default names `QUICK` alone.
-        engine, workers, address, device, progress: as for `train_grid`.
+        engine: "pool", "here", "ray" or an `Engine`, as for `train_grid`.
+        workers: how many.
+        address: of a Ray cluster.
+        device: as for `toy_tasks.train`.
+        progress: show a bar with time left; None: only on a terminal.
+
+    Returns:
+        An `OperatorStudy`.
 
     Raises:
         ValueError: no such operator.
         RuntimeError: a training failed.
+
+    Source: the question of Gu et al. 2024 (arXiv:2410.10781), asked of the
+    Bigram-Backcopy task of Guo et al. 2024 (arXiv:2410.13835).
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from toy_tasks import PRESETS
+        >>> from toy_tasks.planted import backcopy_task
+        >>> study = ms.operator_study(
+        ...     "runs", ["softmax"], seeds=[0, 1], task=backcopy_task(), engine="here",
+        ...     preset=replace(PRESETS["bb-cpu"], steps=4, batch=4), progress=False,
+        ... )
+        >>> study.table.setting.unique().tolist(), study.table.seed.nunique()
+        (['softmax'], 2)
     """
     check_names("operator_study", "operator", names, OPERATORS)
     if quick:

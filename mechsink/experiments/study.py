@@ -18,7 +18,18 @@ COLUMNS = ["claim", "measured", "low", "high", "wanted", "holds"]
 
 
 class ClaimFailed(RuntimeError):
-    """A study measured something else than what it was to show."""
+    """A study measured something else than what it was to show.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mechsink.experiments.study import as_claims, claim
+        >>> claims = as_claims([claim("a sink forms", 0.1, above=0.3)])
+        >>> study = ms.Study(pd.DataFrame({"score": [0.1]}), {}, claims)
+        >>> study.check()
+        Traceback (most recent call last):
+            ...
+        mechsink.experiments.study.ClaimFailed: Study: 1 of 1 claims do not hold...
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +38,15 @@ class Study(Result):
 
     `table`: as the subclass says. `claims`: claim (a sentence), measured, low, high
     (95 % interval; NaN where one number was measured), wanted ("> 0.3"), holds.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mechsink.experiments.study import as_claims, claim
+        >>> claims = as_claims([claim("a sink forms", 0.8, above=0.3)])
+        >>> study = ms.Study(pd.DataFrame({"score": [0.8]}), {}, claims)
+        >>> study.check()
+        >>> study.claims[["claim", "wanted", "holds"]].values.tolist()
+        [['a sink forms', '> 0.3', True]]
     """
 
     claims: pd.DataFrame

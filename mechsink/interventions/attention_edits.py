@@ -34,10 +34,22 @@ def zero_tuning(gamma: float, keys: int | Sequence[int] = 0) -> Edit:
     flattens the rest of the row, gamma < 1 sharpens it. Other `keys` than 0 are the
     paper's control.
 
+    Args:
+        gamma: factor of the attention to `keys`, above 0.
+        keys: position or positions, 0 for the initial token.
+
+    Returns:
+        An edit of `pattern`, Float[batch (head) query key].
+
     Raises:
         ValueError: `gamma` is not above 0.
 
     Source: ZeroTuning (arXiv:2505.11739).
+
+    Examples:
+        >>> even = torch.full((1, 1, 4, 4), 0.25)
+        >>> ms.zero_tuning(3.0)(even)[0, 0, -1]
+        tensor([0.5000, 0.1667, 0.1667, 0.1667])
     """
     if not gamma > 0:
         raise ValueError(
@@ -56,7 +68,20 @@ def act_calibration(beta: float = 0.4, theta: float = 0.1) -> Edit:
     Row sums: kept. Whether a key is a sink is seen from its whole column: single
     queries (cached generation) are left alone, as in the paper.
 
+    Args:
+        beta: share of its attention that a sink keeps, 0 to 1; 1 is a no-op.
+        theta: mean attention from which a key is a sink, 0 to 1.
+
+    Returns:
+        An edit of `pattern`, Float[batch (head) query key].
+
     Source: ACT, ICML 2024.
+
+    Examples:
+        >>> row = torch.tensor([0.5, 0.3, 0.1, 0.1])
+        >>> pattern = row.repeat(4, 1)[None, None]
+        >>> ms.act_calibration(beta=0.5, theta=0.2)(pattern)[0, 0, -1]
+        tensor([0.6667, 0.1500, 0.1333, 0.0500])
     """
 
     def edit(pattern: Tensor) -> Tensor:
@@ -76,7 +101,20 @@ def move_to(key: int = 0) -> Edit:
 
     Row sums: 1 for those queries, others are left as they were.
 
+    Args:
+        key: the position that gets it all, 0 for the first token.
+
+    Returns:
+        An edit of `pattern`, Float[batch (head) query key].
+
     Source: Active-Dormant Attention Heads (arXiv:2410.13835).
+
+    Examples:
+        >>> even = torch.ones(1, 1, 3, 3).tril() / torch.tensor([1, 2, 3])[:, None]
+        >>> ms.move_to(1)(even)[0, 0]
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 1., 0.]])
     """
 
     def edit(pattern: Tensor) -> Tensor:
@@ -88,7 +126,17 @@ def move_to(key: int = 0) -> Edit:
 
 
 def zero_head() -> Edit:
-    """No attention at all: the head writes nothing (arXiv:2410.13835). Row sums: 0."""
+    """No attention at all: the head writes nothing. Row sums: 0.
+
+    Returns:
+        An edit of `pattern`, Float[batch (head) query key].
+
+    Source: Active-Dormant Attention Heads (arXiv:2410.13835).
+
+    Examples:
+        >>> ms.zero_head()(torch.full((1, 1, 2, 2), 0.5)).sum().item()
+        0.0
+    """
     return lambda pattern: gate(pattern, 0.0)
 
 
@@ -97,7 +145,18 @@ def soft_pag(weight: float) -> Edit:
 
     Row sums: kept where they are 1.
 
+    Args:
+        weight: share of the identity, 0 to 1.
+
+    Returns:
+        An edit of `pattern`, Float[batch (head) query key].
+
     Source: HeadHunter / SoftPAG.
+
+    Examples:
+        >>> even = torch.full((1, 1, 4, 4), 0.25)
+        >>> ms.soft_pag(0.5)(even)[0, 0, -1]
+        tensor([0.1250, 0.1250, 0.1250, 0.6250])
     """
 
     def edit(pattern: Tensor) -> Tensor:
@@ -115,7 +174,18 @@ def isolate(groups: Sequence[int]) -> Edit:
     group 0, and numbers for tokens yet to come may be given ahead. Row sums: kept,
     since rows are renormalised.
 
+    Args:
+        groups: one number a token; 0 sees all and is seen by all.
+
+    Returns:
+        An edit of `pattern`, Float[batch (head) query key].
+
     Source: IR-Diffusion.
+
+    Examples:
+        >>> even = torch.full((1, 1, 4, 4), 0.25)
+        >>> ms.isolate([0, 1, 2, 2])(even)[0, 0, -1]
+        tensor([0.3333, 0.0000, 0.3333, 0.3333])
     """
 
     def edit(pattern: Tensor) -> Tensor:
@@ -131,10 +201,34 @@ def isolate(groups: Sequence[int]) -> Edit:
 
 
 def at_layers(edit: Edit, layers: Iterable[int]) -> dict[Site, Edit]:
-    """One pattern edit on whole layers, for `edit=`."""
+    """One pattern edit on whole layers, for `edit=`.
+
+    Args:
+        edit: of a pattern, Float[batch head query key].
+        layers: which, from 0.
+
+    Returns:
+        Site to edit, one a layer.
+
+    Examples:
+        >>> [str(site) for site in ms.at_layers(ms.zero_tuning(2.0), range(2))]
+        ['L0.pattern', 'L1.pattern']
+    """
     return {Site("pattern", layer): edit for layer in layers}
 
 
 def on_heads(edit: Edit, heads: Iterable[tuple[int, int]]) -> dict[Site, Edit]:
-    """One pattern edit on several heads, (layer, head), for `edit=`."""
+    """One pattern edit on several heads, (layer, head), for `edit=`.
+
+    Args:
+        edit: of one head's pattern, Float[batch query key].
+        heads: which, as (layer, head).
+
+    Returns:
+        Site to edit, one a head.
+
+    Examples:
+        >>> [str(site) for site in ms.on_heads(ms.zero_head(), [(0, 1), (2, 3)])]
+        ['L0H1.pattern', 'L2H3.pattern']
+    """
     return {Site("pattern", layer, head=head): edit for layer, head in heads}

@@ -35,9 +35,17 @@ class ContextMeans:
         slots: the prompts that were asked about, and how their slots are drawn.
         template: means at each position over everything (the last token included).
         by_value: for each slot, means given each of its values.
-        template_error, by_value_error: standard errors of these, a root mean square
-            over the site's dimensions, in its unit; 0 where every context was run.
+        template_error: standard errors of `template`, a root mean square over the
+            site's dimensions, in its unit; 0 where every context was run.
+        by_value_error: the same of `by_value`.
         n_contexts: contexts averaged at each position: for a slot, per value.
+
+    Examples:
+        >>> model = ms.planted("and").model
+        >>> prompts = ms.SlotPrompts("x {A} x {B} =", {"A": "01", "B": "01"})
+        >>> means = ms.context_means(model, prompts, layer=0)
+        >>> means.n_contexts, means.standard_error
+        ([1, 1, 1, 2, 2, 4], None)
     """
 
     site: Site
@@ -63,6 +71,12 @@ class ContextMeans:
 
     def at(self, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos ..."]:
         """Means for any prompts of this template.
+
+        Args:
+            tokens: prompts.
+
+        Returns:
+            The mean at each position, given its token.
 
         Raises:
             ValueError: prompts of another template, or with unknown values.
@@ -113,6 +127,13 @@ def context_means(
         ValueError: no such layer or site, or prompts that are refused.
 
     Source: Mamidanna et al. 2025 (arXiv:2509.09650), CAMA.
+
+    Examples:
+        >>> model = ms.planted("and").model
+        >>> prompts = ms.SlotPrompts("x {A} x {B} =", {"A": "01", "B": "01"})
+        >>> means = ms.context_means(model, prompts, layer=0)
+        >>> tuple(means.values.shape)
+        (4, 6, 64)
     """
     where = Site(site, layer)
     means = means_at(
@@ -175,7 +196,29 @@ def context_mean(
     """A site's mean given the token at each position, the other slots redrawn.
 
     For `ablate`, on prompts of this template: it removes what a token has learnt
-    of the others and keeps what it is. Options as in `context_means`.
+    of the others and keeps what it is.
+
+    Args:
+        slot_prompts: the prompts, and the values that slots are redrawn from.
+        n_samples: as in `context_means`.
+        seed: as in `context_means`.
+        batch_size: as in `context_means`.
+        exact_up_to: as in `context_means`.
+
+    Returns:
+        A replacement for `ablate`.
+
+    Source: Mamidanna et al. 2025 (arXiv:2509.09650), CAMA.
+
+    Examples:
+        >>> model = ms.planted("and").model
+        >>> prompts = ms.SlotPrompts("x {A} x {B} =", {"A": "01", "B": "01"})
+        >>> tokens = prompts.tokens(model).tokens
+        >>> heads = [ms.Site("z", layer=0)]
+        >>> metric = ms.sink_attention(layer=0, head=0)
+        >>> done = ms.ablate(model, tokens, heads, ms.context_mean(prompts), metric)
+        >>> done.table.change.tolist()  # z comes after attention
+        [0.0, 0.0, 0.0, 0.0]
     """
 
     def values(

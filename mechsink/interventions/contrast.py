@@ -69,10 +69,25 @@ def damro_logits(
         span: the image, or any context.
         outliers: its tokens that gather attention, as `span_tokens(...).outliers`
             finds them.
-        weight, plausible: as in `contrast`.
+        weight: of the contrast, 0 and more; 0 gives the plain logits.
+        plausible: tokens whose probability is below this share of the likeliest one's
+            become -inf; 0 keeps all.
+
+    Returns:
+        (1 + weight) * logits - weight * logits with the outliers alone in view.
 
     Raises:
         ValueError: outliers that are not in the span, or as `contrast`.
+
+    Source: DAMRO (arXiv:2410.04514); hiding by mask, positions kept, is ours.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> tokens = model.to_tokens("A B C D A")
+        >>> plain = model.run(tokens).logits
+        >>> same = ms.damro_logits(model, tokens, range(1, 4), [2], weight=0.0)
+        >>> bool(torch.allclose(same, plain))
+        True
     """
     hidden = _rest(span, outliers)
     edit = at_layers(hide_span(hidden), range(model.shape.n_layers))
@@ -97,8 +112,31 @@ def damro_generate(
 
     Both views go through the model as one batch, rows with the whole span first.
 
+    Args:
+        model: any model whose patterns can be edited.
+        tokens: prompts of one length.
+        n_new: tokens to add to each.
+        span: the image, or any context.
+        outliers: its tokens that gather attention.
+        weight: of the contrast, 0 and more; 0 generates plainly.
+        plausible: as in `damro_logits`.
+        sampler: `greedy` or `temperature(value, seed)`.
+        keep_logits: return the contrasted logits of every step.
+
+    Returns:
+        A `Generation`.
+
     Raises:
         ValueError: as `damro_logits` and `generate`.
+
+    Source: DAMRO (arXiv:2410.04514).
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> tokens = model.to_tokens("A B C D A")
+        >>> made = ms.damro_generate(model, tokens, 2, range(1, 4), [2], weight=0.5)
+        >>> model.to_strings(made.new[0])
+        ['B', 'C']
     """
     hide, n = hide_span(_rest(span, outliers)), len(tokens)
     seen: list[Tensor] = []

@@ -41,14 +41,30 @@ class PatchingResult(Result):
     the metric after the patch; `effect` 0 is the metric of the run being patched,
     1 that of the other; values outside 0..1 are kept; NaN where the two agree.
     pos is -1 where all positions were patched together.
+
+    Attributes:
+        site: name of what was patched.
+        direction: "denoising" or "noising": which run the other's values were put into.
+        metric: as its repr says.
+        corrupted: metric on the corrupted run, one a prompt, in its unit.
+        clean: metric on the clean run, one a prompt, in its unit.
+        noise: floor of each prompt's metric.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> swept = ms.patch_sweep(case.model, case.pairs, ms.logit_diff, site="z")
+        >>> best = swept.table.groupby(["layer", "head"]).effect.max()
+        >>> best[best > 0.5].round(2).to_dict()
+        {(0, 0): 0.54, (1, 0): 1.0}
+        >>> ax = swept.plot()
     """
 
     site: str
     direction: Direction
     metric: str
-    clean: list[float]  # metric on the clean run, one a prompt, in its unit
+    clean: list[float]
     corrupted: list[float]
-    noise: list[float] = field(default_factory=list)  # floor of each prompt's metric
+    noise: list[float] = field(default_factory=list)
 
     @property
     def change(self) -> pd.Series:
@@ -74,6 +90,9 @@ class PatchingResult(Result):
         """Heat map of the mean effect over prompts: layer by position, or by head.
 
         A dot marks a place that moved the metric, but by no more than rounding may.
+
+        Args:
+            ax: where to draw; default: a new figure.
         """
         parts = [c for c in PART_COLUMN.values() if c in self.table.columns]
         several = len(self.table["pos"].unique()) > 1
@@ -144,10 +163,20 @@ def patch_sweep(
             call on the same folder goes on where it was interrupted.
         progress: show a bar; default on a terminal only.
 
+    Returns:
+        A `PatchingResult`, one row a prompt and place.
+
     Raises:
         ValueError: bad pairs, site, layers or positions, a model that gives NaN, a
             wave that can't be, or a folder that holds another sweep.
         RuntimeError: another process is at work in the folder.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> swept = ms.patch_sweep(case.model, case.pairs, ms.logit_diff)
+        >>> means = swept.table.groupby(["layer", "pos"]).effect.mean()
+        >>> means[means > 0.2].round(2).to_dict()
+        {(0, 8): 0.25, (0, 9): 0.33, (1, 6): 0.21, (1, 8): 0.34, (1, 9): 0.33}
     """
     started = time.perf_counter()
     where = places(model.shape, site, direction, layers, positions, neurons)

@@ -50,8 +50,29 @@ def peek_masks(
     In the layers of `peek` the last token sees all and every other token itself and
     position 0; in the rest all tokens see themselves and position 0.
 
+    Args:
+        n_pos: tokens a prompt.
+        n_layers: of the model.
+        wait: first layer with a mask.
+        peek: layers, `wait` and later, in which the last token sees all.
+
+    Returns:
+        Layer to Bool[query key], True where a query sees a key.
+
     Raises:
         ValueError: `wait` is no layer, or `peek` names one outside wait to the last.
+
+    Source: "All for One" (arXiv:2509.09650).
+
+    Examples:
+        >>> masks = ms.peek_masks(4, 3, wait=1, peek=[1])
+        >>> masks[1].int()
+        tensor([[1, 0, 0, 0],
+                [1, 1, 0, 0],
+                [1, 0, 1, 0],
+                [1, 1, 1, 1]], dtype=torch.int32)
+        >>> masks[2].int()[-1]
+        tensor([1, 0, 0, 1], dtype=torch.int32)
     """
     if not 0 <= wait < n_layers:
         raise ValueError(
@@ -96,7 +117,31 @@ def hide(model: Model, masks: Mapping[int, Mask]) -> dict[Site, Edit]:
 def peek_edits(
     model: Model, n_pos: int, *, wait: int, peek: Collection[int]
 ) -> dict[Site, Edit]:
-    """`peek_masks` as edits: attention-based peeking from layer `wait` on."""
+    """`peek_masks` as edits: attention-based peeking from layer `wait` on.
+
+    Args:
+        model: a model whose attention can be edited.
+        n_pos: tokens a prompt.
+        wait: first layer that is masked.
+        peek: layers, `wait` and later, in which the last token sees all.
+
+    Returns:
+        Site to edit, one a layer from `wait` on.
+
+    Raises:
+        ValueError: as `peek_masks`, or a model whose attention can't be edited.
+
+    Source: "All for One" (arXiv:2509.09650).
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> tokens = model.to_tokens("A B C A")
+        >>> edits = ms.peek_edits(model, n_pos=5, wait=0, peek=[1])
+        >>> pattern = ms.Site("pattern", 1, head=0)
+        >>> row = model.run(tokens, read=[pattern], edit=edits).cache[pattern][0, -2]
+        >>> (row > 0).tolist()  # the last but one: itself and position 0
+        [True, False, False, True, False]
+    """
     masks = peek_masks(n_pos, model.shape.n_layers, wait=wait, peek=peek)
     return hide(model, masks)
 
@@ -113,7 +158,21 @@ class Waiting(Protocol):
 
 
 def replaced_by(replacement: Replacement) -> Waiting:
-    """Wait by replacing resid_pre at `wait`: by `zero()`, `resample(...)` and so on."""
+    """Wait by replacing resid_pre at `wait`: by `zero()`, `resample(...)` and so on.
+
+    Args:
+        replacement: `zero()`, `mean(reference)`, `resample(reference)` or
+            `context_mean(slot_prompts)`.
+
+    Returns:
+        A `Waiting`, for `all_for_one(means=)`.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> edits = ms.replaced_by(ms.zero())(model, 1, model.to_tokens("A B C A"))
+        >>> [str(site) for site in edits]
+        ['L1.resid_pre']
+    """
 
     def edits(model: Model, wait: int, tokens: Tensor) -> Mapping[Site, Edit]:
         site = Site("resid_pre", wait)
@@ -124,7 +183,19 @@ def replaced_by(replacement: Replacement) -> Waiting:
 
 
 def no_attention() -> Waiting:
-    """Wait without attention: no head of an earlier layer writes anything."""
+    """Wait without attention: no head of an earlier layer writes anything.
+
+    Returns:
+        A `Waiting`, for `all_for_one(means=)`.
+
+    Source: a baseline of "All for One" (arXiv:2509.09650).
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> edits = ms.no_attention()(model, 1, model.to_tokens("A B C A"))
+        >>> [str(site) for site in edits]
+        ['L0.attn_out']
+    """
 
     def edits(model: Model, wait: int, tokens: Tensor) -> Mapping[Site, Edit]:
         return {Site("attn_out", layer): torch.zeros_like for layer in range(wait)}
@@ -133,7 +204,19 @@ def no_attention() -> Waiting:
 
 
 def self_attention() -> Waiting:
-    """Wait with each token seeing itself and position 0 in earlier layers."""
+    """Wait with each token seeing itself and position 0 in earlier layers.
+
+    Returns:
+        A `Waiting`, for `all_for_one(means=)`.
+
+    Source: a baseline of "All for One" (arXiv:2509.09650).
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> edits = ms.self_attention()(model, 1, model.to_tokens("A B C A"))
+        >>> [str(site) for site in edits]
+        ['L0.attn_scores']
+    """
 
     def edits(model: Model, wait: int, tokens: Tensor) -> Mapping[Site, Edit]:
         seen = self_mask(tokens.shape[1])

@@ -29,7 +29,18 @@ class Replacement(Protocol):
 
 
 def zero() -> Replacement:
-    """Nothing at all: removes the component and the mean it always writes."""
+    """Nothing at all: removes the component and the mean it always writes.
+
+    Returns:
+        A replacement for `ablate`.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> head = ms.Site("z", layer=1, head=0)
+        >>> done = ms.ablate(case.model, case.pairs, [head], ms.zero(), ms.logit_diff)
+        >>> done.table.ablated.abs().max().round(2).item()
+        0.0
+    """
 
     def values(
         model: Model, sites: Collection[Site], tokens: Tensor
@@ -54,6 +65,21 @@ def mean(
             length of the ablated prompts); else over positions too.
         batch_size: reference prompts a pass, no effect on the value; default: what
             fits into memory.
+
+    Returns:
+        A replacement for `ablate`.
+
+    Raises:
+        ValueError: when it is used: references of another length than the prompts
+            (`by_position`), or a site without positions.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> head = ms.Site("z", layer=1, head=0)
+        >>> by = ms.mean(case.pairs.corrupted)
+        >>> done = ms.ablate(case.model, case.pairs, [head], by, ms.logit_diff)
+        >>> done.table.ablated.abs().max().round(1).item()
+        0.6
     """
 
     def values(
@@ -83,6 +109,24 @@ def resample(reference: Int[Tensor, "prompt pos"], *, seed: int = 0) -> Replacem
     """The value that the site has on another prompt, drawn at random for each.
 
     Keeps the site on its own distribution, which zeros and means leave.
+
+    Args:
+        reference: tokens of the prompts to draw from, as long as the ablated ones.
+        seed: of the draw.
+
+    Returns:
+        A replacement for `ablate`.
+
+    Raises:
+        ValueError: when it is used: references of another length than the prompts.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> head = ms.Site("z", layer=1, head=0)
+        >>> by = ms.resample(case.pairs.corrupted, seed=0)
+        >>> done = ms.ablate(case.model, case.pairs, [head], by, ms.logit_diff)
+        >>> done.table.change.mean().round(1).item()
+        -7.8
     """
 
     def values(

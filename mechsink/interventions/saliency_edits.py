@@ -36,6 +36,18 @@ class SaliencyGeneration(Result):
     `table`: batch (prompt), pos, token, rank (0: likeliest), saliency, threshold (NaN:
     nothing to compare with, or no saliency), rejected (candidates turned down),
     forced (all were, and the most salient one was taken).
+
+    Attributes:
+        ids: prompts and answers as token ids, a list a prompt.
+        n_prompt: length of the prompts.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> tokens = model.to_tokens("A B C D A")
+        >>> saliency = ms.candidate_saliency(model, n_prompt=6)
+        >>> made = ms.saliency_generate(model, tokens, 2, saliency)
+        >>> made.table[["pos", "rank", "rejected", "forced"]].to_dict("list")
+        {'pos': [6, 7], 'rank': [0, 0], 'rejected': [0, 0], 'forced': [False, False]}
     """
 
     ids: list[list[int]]
@@ -47,7 +59,12 @@ class SaliencyGeneration(Result):
         return torch.tensor(self.ids)
 
     def plot(self, ax: Axes | None = None, *, prompt: int = 0) -> Axes:
-        """Saliency of the tokens taken, beside the threshold, along the answer."""
+        """Saliency of the tokens taken, beside the threshold, along the answer.
+
+        Args:
+            ax: where to draw; default: a new figure.
+            prompt: which.
+        """
         here: Any = self.table[self.table["batch"] == prompt]
         with plotting.theme():
             ax = ax or plotting.new_axes()
@@ -75,10 +92,18 @@ def reinforce_recent(
         gain: factor of the token just before.
         decay: how that extra fades with each token further back; 1: not at all.
 
+    Returns:
+        An edit of `pattern`, Float[batch (head) query key].
+
     Raises:
         ValueError: settings out of range.
 
     Source: LVLMs-Saliency, reinforcement of local coherence.
+
+    Examples:
+        >>> even = torch.full((1, 1, 4, 4), 0.25)
+        >>> ms.reinforce_recent(n_prompt=2, window=1, gain=3.0)(even)[0, 0, -1]
+        tensor([0.1667, 0.1667, 0.5000, 0.1667])
     """
     if n_prompt < 0 or window < 1 or not gain >= 0 or not 0 < decay <= 1:
         raise ValueError(
@@ -129,10 +154,21 @@ def saliency_generate(
         edit: as in `generate`, such as at_layers(reinforce_recent(n_prompt), layers).
             The saliency is that of the model as `saliency` asks it.
 
+    Returns:
+        A `SaliencyGeneration`; `.tokens` are prompts and answers, Int[batch pos].
+
     Raises:
         ValueError: settings out of range, or as `generate`.
 
     Source: LVLMs-Saliency, saliency-guided rejection sampling.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> tokens = model.to_tokens("A B C D A")
+        >>> saliency = ms.candidate_saliency(model, n_prompt=6)
+        >>> made = ms.saliency_generate(model, tokens, 2, saliency)
+        >>> model.to_strings(made.tokens[0, 6:])
+        ['B', 'C']
     """
     if not 1 <= n_candidates <= model.shape.d_vocab or not alpha >= 0 or window < 1:
         raise ValueError(

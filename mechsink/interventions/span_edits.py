@@ -35,6 +35,17 @@ def hide_span(span: Span) -> Edit:
 
     On every layer this is the prompt without the span, its other tokens where they
     were. Row sums: kept.
+
+    Args:
+        span: positions that are hidden.
+
+    Returns:
+        An edit of `pattern`, Float[batch (head) query key].
+
+    Examples:
+        >>> even = torch.full((1, 1, 4, 4), 0.25)
+        >>> ms.hide_span([1, 2])(even)[0, 0, -1]
+        tensor([0.5000, 0.0000, 0.0000, 0.5000])
     """
 
     def edit(pattern: Tensor) -> Tensor:
@@ -63,7 +74,15 @@ def var_redistribution(
         rho: largest share of the span's attention that its sinks may have.
         least: least attention to the span.
 
+    Returns:
+        An edit of `pattern`, Float[batch (head) query key].
+
     Source: Visual Attention Sink (VAR); a span of text is our reading.
+
+    Examples:
+        >>> even = torch.full((1, 1, 5, 5), 0.2)
+        >>> ms.var_redistribution(range(1, 4), [0, 1], keep=0.5)(even)[0, 0, -1]
+        tensor([0.1000, 0.1000, 0.3000, 0.3000, 0.2000])
     """
     inside = sorted(set(span) & set(sinks))
 
@@ -96,7 +115,16 @@ def vhr_amplify(
         heads: (layer, head), as `vhr_heads` finds them.
         alpha: the factor; 2 in the paper.
 
+    Returns:
+        Site to edit, one a head.
+
     Source: VHR, vision-aware head reinforcement.
+
+    Examples:
+        >>> edit = ms.vhr_amplify([(0, 1)], alpha=2.0)
+        >>> ((site, double),) = edit.items()
+        >>> str(site), double(torch.ones(1, 2, 2)).sum().item()
+        ('L0H1.pattern', 8.0)
     """
     return on_heads(lambda pattern: gate(pattern, alpha), heads)
 
@@ -122,10 +150,19 @@ def gift_amplify(
         query: positions of the question.
         strength: extra weight of the most salient token, in multiples of its own.
 
+    Returns:
+        An edit of `pattern`, Float[batch (head) query key].
+
     Raises:
         ValueError: negative or miscounted saliency.
 
     Source: GIFT (gaze shift); the formula is ours, after the paper's description.
+
+    Examples:
+        >>> even = torch.full((1, 1, 4, 4), 0.25)
+        >>> edit = ms.gift_amplify([0, 1], torch.tensor([0.0, 1.0]))
+        >>> edit(even)[0, 0, -1]
+        tensor([0.2000, 0.4000, 0.2000, 0.2000])
     """
     if not len(span) or len(saliency) != len(span) or bool((saliency < 0).any()):
         raise ValueError(
@@ -166,10 +203,19 @@ def emphasise(
         sensitivity: one number >= 0 for each of the layer's heads, such as
             `span_attention(...).sensitivity(layer)`; None: all alike.
 
+    Returns:
+        An edit of `pattern`, Float[batch head query key].
+
+    Raises:
+        ValueError: a gain below 0; when the pattern is edited, `sensitivity` with
+            another number of heads than it has.
+
     Source: Fixing Imbalanced Attention; formula ours, after the paper's description.
 
-    Raises (when the pattern is edited):
-        ValueError: `sensitivity` has another number of heads than the pattern.
+    Examples:
+        >>> even = torch.full((1, 1, 4, 4), 0.25)
+        >>> ms.emphasise([1, 2], gain=2.0)(even)[0, 0, -1]
+        tensor([0.1667, 0.3333, 0.3333, 0.1667])
     """
     if not gain >= 0:
         raise ValueError(f"emphasise: gain={gain}. Allowed: 0 and more; 1 is a no-op.")
@@ -196,7 +242,20 @@ def redirect_to_fillers(fillers: Span, sinks: Span, *, keep: float = 0.0) -> Edi
     Row sums: kept; what the sinks lose the fillers gain. A query that sees no
     filler, or is itself a sink or before one, is left as it was.
 
+    Args:
+        fillers: positions of appended filler words.
+        sinks: positions that lose attention.
+        keep: share of its attention that a sink keeps, 0 to 1; 1 is a no-op.
+
+    Returns:
+        An edit of `pattern`, Float[batch (head) query key].
+
     Source: RefAM (arXiv:2509.22650), "stop words" appended as attention magnets.
+
+    Examples:
+        >>> even = torch.full((1, 1, 4, 4), 0.25)
+        >>> ms.redirect_to_fillers([2], [0], keep=0.4)(even)[0, 0, -1]
+        tensor([0.1000, 0.2500, 0.4000, 0.2500])
     """
     return lambda pattern: redistribute(pattern, sinks, keep, to=fillers)
 
@@ -213,7 +272,17 @@ def ref_am(fillers: Span, sinks: Span = (), *, renormalise: bool = False) -> Edi
         sinks: global sinks to suppress as well.
         renormalise: give the mass to the other keys instead of dropping it.
 
+    Returns:
+        An edit of `pattern`, Float[batch (head) query key].
+
     Source: RefAM (arXiv:2509.22650).
+
+    Examples:
+        >>> even = torch.full((1, 1, 4, 4), 0.25)
+        >>> ms.ref_am([2], [0])(even)[0, 0, -1]
+        tensor([0.0000, 0.2500, 0.0000, 0.2500])
+        >>> ms.ref_am([2], [0], renormalise=True)(even)[0, 0, -1]
+        tensor([0.0000, 0.5000, 0.0000, 0.5000])
     """
 
     def edit(pattern: Tensor) -> Tensor:

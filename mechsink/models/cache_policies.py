@@ -77,7 +77,12 @@ def evict_range(n: int, start: int, stop: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Dense(Policy):
-    """Everything is kept: plain attention, up to the model's own context."""
+    """Everything is kept: plain attention, up to the model's own context.
+
+    Examples:
+        >>> ms.Dense().keep(5)
+        [0, 1, 2, 3, 4]
+    """
 
     @property
     def size(self) -> None:
@@ -87,7 +92,21 @@ class Dense(Policy):
 
 @dataclass(frozen=True)
 class SinkWindow(Policy):
-    """The first `sinks` slots and the last `window`."""
+    """The first `sinks` slots and the last `window`.
+
+    Args:
+        sinks: tokens at the start that stay.
+        window: last tokens that stay.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Source: StreamingLLM (arXiv:2309.17453).
+
+    Examples:
+        >>> ms.SinkWindow(sinks=2, window=3).keep(8)
+        [0, 1, 5, 6, 7]
+    """
 
     sinks: int = 4
     window: int = 124
@@ -108,7 +127,20 @@ class SinkWindow(Policy):
 
 @dataclass(frozen=True)
 class Window(Policy):
-    """The last `window` slots alone."""
+    """The last `window` slots alone.
+
+    Args:
+        window: last tokens that stay.
+
+    Raises:
+        ValueError: a window under 1.
+
+    Source: window attention, the baseline of StreamingLLM (arXiv:2309.17453).
+
+    Examples:
+        >>> ms.Window(window=3).keep(8)
+        [5, 6, 7]
+    """
 
     window: int = 128
 
@@ -131,7 +163,20 @@ class HeavyHitters(Policy):
     heads that share it, which for multi-head attention is the published rule and the
     one of `toy_tasks.operators`.
 
+    Args:
+        recent: last tokens that stay.
+        heavy: tokens that stay for the attention they gathered.
+        sinks: tokens at the start that stay.
+
+    Raises:
+        ValueError: a number out of range.
+
     Source: H2O (arXiv:2306.14048); in-cache positions as in StreamingLLM.
+
+    Examples:
+        >>> policy = ms.HeavyHitters(recent=2, heavy=1)
+        >>> policy.keep_heaviest(torch.tensor([[0.9, 0.1, 0.5, 0.2, 0.3]])).tolist()
+        [[0, 3, 4]]
     """
 
     recent: int = 64
@@ -155,7 +200,14 @@ class HeavyHitters(Policy):
         return self.sinks
 
     def keep(self, n: int) -> list[int]:
-        """All slots while they fit; beyond, `keep_heaviest` decides."""
+        """All slots while they fit; beyond, `keep_heaviest` decides.
+
+        Args:
+            n: slots there are.
+
+        Raises:
+            ValueError: more than fit: attention decides there.
+        """
         if n > self.size:
             raise ValueError(
                 f"HeavyHitters.keep: {n} slots in a cache of {self.size}: which stay "
@@ -170,6 +222,9 @@ class HeavyHitters(Policy):
 
         Args:
             account: attention that each slot gathered, summed over queries.
+
+        Returns:
+            Numbers of slots, ascending.
         """
         n = account.shape[-1]
         if n <= self.size:
@@ -182,7 +237,15 @@ class HeavyHitters(Policy):
         return torch.cat([best, recent.expand(*best.shape[:-1], -1)], dim=-1)
 
     def evict_for_space(self, n: int, coming: int) -> list[int]:
-        """Only where nothing need go: tokens come one by one here."""
+        """Only where nothing need go: tokens come one by one here.
+
+        Args:
+            n: slots there are.
+            coming: tokens that are to come.
+
+        Raises:
+            ValueError: something would have to go.
+        """
         if n + coming > self.size:
             raise ValueError(
                 f"evict_for_space: coming={coming} to {n} slots with {self}. Heavy "

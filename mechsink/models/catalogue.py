@@ -14,6 +14,14 @@ def available_models(folder: str | Path = ".") -> list[dict[str, Any]]:
 
     Args:
         folder: searched, two levels deep, for toy runs and Hugging Face folders.
+
+    Returns:
+        One dict a model: name (for `load_model`), what it is, how to get it, and
+        whether it is ready.
+
+    Examples:
+        >>> [row["name"] for row in ms.available_models()][:1]
+        ['smollm2']
     """
     has_package = pretrained.gguf_folder() is not None
     is_converted = (pretrained.cache_folder() / "manifest.json").is_file()

@@ -37,6 +37,12 @@ def in_float64(model: Model) -> Model:
     Raises:
         ValueError: an object of another kind, whose weights are not at hand; a model
             spread over devices, or bound to an image.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> exact = ms.in_float64(case.model)
+        >>> exact.dtype, case.model.dtype
+        (torch.float64, torch.float32)
     """
     if isinstance(model, ToyModel):
         toy = copy.deepcopy(model.toy).to("cpu", torch.float64)

@@ -38,6 +38,16 @@ class Generation:
     `path` says how: "cached", one query at a time over cached keys and values, or
     "whole runs", the whole text anew for every token. `logits`, where asked for,
     are those that each new token was chosen by.
+
+    Attributes:
+        tokens: prompts and what was generated.
+        n_prompt: length of the prompts.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> made = ms.generate(model, model.to_tokens("A B C A"), 2)
+        >>> model.to_strings(made.new[0]), made.path
+        (['B', 'C'], 'cached')
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -76,10 +86,24 @@ def generate(
         sampler: `greedy` or `temperature(value, seed)`.
         keep_logits: return the logits of every step.
 
+    Returns:
+        A `Generation`: `tokens` Int[batch pos], prompts and what was added.
+
     Raises:
         ValueError: n_new under 1, a text longer than the model's context, an edit
             of another site or one that changes the shape, or a pattern that this
             family's own attention code lets nobody edit.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> tokens = model.to_tokens("A B C D A")
+        >>> made = ms.generate(model, tokens, 3)
+        >>> model.to_strings(made.tokens[0])
+        ['<s>', 'A', 'B', 'C', 'D', 'A', 'B', 'C', 'D']
+        >>> no_head = ms.on_heads(ms.zero_head(), [(1, 0)])
+        >>> made = ms.generate(model, tokens, 3, edit=no_head)
+        >>> model.to_strings(made.new[0])
+        ['A', 'A', 'A']
     """
     edits = dict(edit or {})
     _check(model, tokens, n_new, edits)

@@ -50,6 +50,21 @@ def image_span(model: Model, tokens: Int[Tensor, "batch pos"]) -> tuple[int, ...
     Raises:
         ValueError: a model without image tokens, prompts without them, or with them
             at unlike positions.
+
+    Examples:
+        A vision-language model without its images; the image's token is 79:
+
+        >>> import transformers as hf
+        >>> sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+        ...              num_attention_heads=2)
+        >>> config = hf.LlavaConfig(
+        ...     vision_config=hf.CLIPVisionConfig(**sizes, image_size=8, patch_size=4),
+        ...     text_config=hf.LlamaConfig(**sizes, vocab_size=80),
+        ...     image_token_id=79,
+        ... )
+        >>> model = ms.load_model(hf.LlavaForConditionalGeneration(config))
+        >>> ms.image_span(model, torch.tensor([[1, 79, 79, 79, 79, 5]]))
+        (1, 2, 3, 4)
     """
     token = getattr(model, "image_token", None)
     if token is None:

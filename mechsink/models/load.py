@@ -59,10 +59,19 @@ def load_model(
             module names to devices, as transformers has it; results stay on the device
             of the embedding. A model object that is spread already is taken as it is.
 
+    Returns:
+        A `Model`: all measurements take it; the object given is left as it is.
+
     Raises:
         ValueError: unknown name (the nearest is suggested) or option.
         FileNotFoundError: no such folder, or weights that are not here; the
             message names the command that helps.
+
+    Examples:
+        >>> from toy_tasks import ToyConfig, ToyTransformer
+        >>> model = ms.load_model(ToyTransformer(ToyConfig(d_vocab=10, n_layers=2)))
+        >>> model.name, model.shape.n_layers
+        ('toy', 2)
     """
     if backend is not None and backend not in BACKENDS:
         raise ValueError(

@@ -42,11 +42,23 @@ def reposition(
         read: sites to read.
         edit: site to edit, for this call only.
 
+    Returns:
+        A `Run`: logits Float[batch pos vocab] and what was read.
+
     Raises:
         ValueError: ids that do not fit, a model without positions to remap (ALiBi,
             or none at all), or one of another kind.
 
     Source: IR-Diffusion's reposition, here for any transformer with position ids.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> tokens = model.to_tokens("A B C A")
+        >>> plain = ms.reposition(model, tokens, range(5)).logits
+        >>> bool((plain == model.run(tokens).logits).all())
+        True
+        >>> ms.reposition(model, tokens, [0, 1, 2, 3, 9]).logits.shape
+        torch.Size([1, 5, 12])
     """
     ids = torch.as_tensor(list(positions)).to(model.device)
     toy, plain = getattr(model, "toy", None), getattr(model, "plain", None)

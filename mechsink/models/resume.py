@@ -27,8 +27,17 @@ def base_run(model: Any, tokens: Int[Tensor, "batch pos"]) -> BaseRun:
         model: a BridgeModel (any family that keeps a key-value cache) or ToyModel.
         tokens: the prompts, of one length.
 
+    Returns:
+        A `BaseRun`: keys and values of all layers, from which `tail` goes on.
+
     Raises:
         CannotContinueError: the model's blocks can't be replayed (a ValueError).
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> base = ms.base_run(case.model, case.pairs.clean)
+        >>> base.n_layers, tuple(base.resid[0].shape)
+        (2, (12, 10, 64))
     """
     tokens = tokens.to(model.device)
     if isinstance(getattr(model, "toy", None), ToyTransformer):

@@ -15,7 +15,18 @@ Sampler = Callable[[Tensor], Tensor]
 
 
 def greedy(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
-    """The likeliest token; the first of equals."""
+    """The likeliest token; the first of equals.
+
+    Args:
+        logits: of the next token.
+
+    Returns:
+        Tokens.
+
+    Examples:
+        >>> ms.greedy(torch.tensor([[0.0, 2.0, 1.0], [5.0, 5.0, 0.0]])).tolist()
+        [1, 0]
+    """
     return logits.argmax(-1)
 
 
@@ -26,8 +37,20 @@ def temperature(value: float, seed: int = 0) -> Sampler:
     for every call of `generate` that should be reproducible. Draws are made on the
     CPU, so they do not depend on the device.
 
+    Args:
+        value: divides the logits: near 0 as `greedy`, 1 the model's own law.
+        seed: of the draws.
+
+    Returns:
+        A sampler: Float[batch vocab] logits to Int[batch] tokens.
+
     Raises:
         ValueError: `value` is not above 0.
+
+    Examples:
+        >>> draw = ms.temperature(0.1, seed=0)
+        >>> draw(torch.tensor([[0.0, 2.0, 1.0]])).tolist()
+        [1]
     """
     if not value > 0:
         raise ValueError(

@@ -23,7 +23,17 @@ N_POS = 6
 
 
 class SelfCheckError(RuntimeError):
-    """A wrapped model does not do what its hooks promise."""
+    """A wrapped model does not do what its hooks promise.
+
+    Examples:
+        >>> try:
+        ...     ms.selfcheck(ms.planted("induction").model).require("my model")
+        ... except ms.SelfCheckError as error:
+        ...     print(error)
+        ... else:
+        ...     print("all checks passed")
+        all checks passed
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +81,19 @@ def selfcheck(model: Model) -> SelfCheck:
     mlp_out = resid_post at each layer, which is the next one's resid_pre; every
     site that the model claims fires; for wrapped models, z is the pattern times v, and
     logits equal the unwrapped model's.
+
+    Args:
+        model: as `load_model` gives it.
+
+    Returns:
+        A `SelfCheck`: `table` with check, layer (-1 for the whole model), error,
+        allowed (largest absolute difference over the largest absolute value, no unit)
+        and ok; and `ok`, whether all passed.
+
+    Examples:
+        >>> found = ms.selfcheck(ms.planted("induction").model)
+        >>> found.ok, list(found.table)
+        (True, ['check', 'layer', 'error', 'allowed', 'ok'])
     """
     plain = getattr(getattr(model, "plain", None), "model", None)
     with torch.no_grad():

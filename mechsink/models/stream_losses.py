@@ -55,8 +55,25 @@ def stream_losses(
         policies: cache policies, all in one batch.
         piece: tokens a forward pass. The numbers are those of 1; more is faster.
 
+    Yields:
+        Pieces: `losses` Float[policy pos] in nats, the first of token `start + 1`, with
+        seconds, cpu_seconds, memory (bytes) and slots.
+
     Raises:
         ValueError: fewer than two tokens, or what `Stream` refuses.
+
+    Source: StreamingLLM (Xiao et al. 2023, arXiv:2309.17453).
+
+    Examples:
+        >>> import transformers as hf
+        >>> config = hf.LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16,
+        ...                         num_hidden_layers=2, num_attention_heads=2)
+        >>> model = ms.load_model(hf.LlamaForCausalLM(config).eval())
+        >>> policies = [ms.Dense(), ms.SinkWindow(sinks=1, window=4)]
+        >>> for piece in ms.stream_losses(model, torch.arange(13), policies, piece=6):
+        ...     print(piece.start, tuple(piece.losses.shape), piece.slots)
+        0 (2, 6) [6, 5]
+        6 (2, 6) [12, 5]
     """
     if len(tokens) < 2 or piece < 1:
         raise ValueError(
@@ -107,6 +124,15 @@ def window_losses(
         ValueError: an end without `size` tokens before it, a model of another kind.
 
     Source: sliding window with re-computation of StreamingLLM (arXiv:2309.17453).
+
+    Examples:
+        >>> import transformers as hf
+        >>> config = hf.LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16,
+        ...                         num_hidden_layers=2, num_attention_heads=2)
+        >>> model = ms.load_model(hf.LlamaForCausalLM(config).eval())
+        >>> losses = ms.window_losses(model, torch.arange(20), ends=[8, 12, 16], size=4)
+        >>> torch.cat(list(losses)).shape
+        torch.Size([3])
     """
     plain: Any = getattr(model, "plain", None)
     if not isinstance(plain, PlainModel):

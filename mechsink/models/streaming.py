@@ -51,6 +51,17 @@ class Stream:
     Raises:
         ValueError: no policy, a family whose positions can't be counted within the
             cache, or a cache larger than the model's own context or local window.
+
+    Examples:
+        >>> import transformers as hf
+        >>> config = hf.LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16,
+        ...                         num_hidden_layers=2, num_attention_heads=2)
+        >>> model = ms.load_model(hf.LlamaForCausalLM(config).eval())
+        >>> stream = ms.Stream(model, ms.SinkWindow(sinks=1, window=4))
+        >>> stream.step(torch.arange(10)[None]).shape
+        torch.Size([1, 1, 10, 50])
+        >>> stream.n_seen, stream.slots
+        (10, [5])
     """
 
     def __init__(self, model: Model, policies: Policy | Sequence[Policy]) -> None:
@@ -105,6 +116,9 @@ class Stream:
         Args:
             tokens: the next piece of each text; the number of texts never changes.
 
+        Returns:
+            Logits after each token, one row a policy.
+
         Raises:
             ValueError: tokens that the model has not, or beyond the context of a
                 policy that keeps everything.
@@ -126,6 +140,13 @@ class Stream:
 
         The last of them is read too, so that `step` or `generate` can go on.
 
+        Args:
+            n_new: tokens to add.
+            sampler: `greedy` or `temperature(value, seed)`.
+
+        Returns:
+            The new tokens.
+
         Raises:
             ValueError: nothing was read yet, or several policies are running.
         """
@@ -145,6 +166,9 @@ class Stream:
     def evict_for_space(self, coming: int) -> None:
         """Make room, so that the next `coming` tokens all see what stays now.
 
+        Args:
+            coming: number of tokens that are to come.
+
         Raises:
             ValueError: more are coming than a policy can hold.
         """
@@ -156,6 +180,10 @@ class Stream:
 
     def evict_range(self, start: int, stop: int) -> None:
         """Drop slots from `start` up to `stop`; what follows moves up.
+
+        Args:
+            start: first slot to drop.
+            stop: first slot after these that stays.
 
         Raises:
             ValueError: the range lies outside a policy's cache.
@@ -194,7 +222,17 @@ class Stream:
         softcap: float | None,
         local: int | None,
     ) -> Float[Tensor, "row head new d_value"]:
-        """One layer's attention, each policy over its own cache."""
+        """One layer's attention, each policy over its own cache.
+
+        Args:
+            layer: which.
+            q: queries of the new tokens, before rotation.
+            k: their keys, before rotation.
+            v: their values.
+            scale: of the scores.
+            softcap: of the scores; None: none.
+            local: the layer's own window, in tokens; None: none.
+        """
         self._calls += 1
         if local is not None:
             self._local = min(local, self._local or local)

@@ -3,6 +3,12 @@
 Each task is a function of a model; it returns a `PromptSet`: aligned pairs, what
 was dropped, and a way to measure the model's accuracy on them.
 May import: sites, run, results, prompts, slots, metrics.
+
+Examples:
+    >>> case = ms.planted("induction")
+    >>> found = ms.prompt_sets.induction(case.model, n=10, length=5, repeated=2)
+    >>> found.accuracy(case.model).top
+    1.0
 """
 
 from collections.abc import Callable
@@ -24,7 +30,12 @@ ALL: dict[str, Callable[..., PromptSet]] = {
     "induction": induction,
     "multiple_choice": multiple_choice,
 }
-"""Every task by its name; each takes (model, n=, seed=) and options of its own."""
+"""Every task by its name; each takes (model, n=, seed=) and options of its own.
+
+Examples:
+    >>> list(ms.prompt_sets.ALL)
+    ['ioi', 'capitals', 'sums', 'greater_than', 'induction', 'multiple_choice']
+"""
 
 __all__ = [
     "ALL",

@@ -27,6 +27,16 @@ class Accuracy(Result):
     first, one over the vocabulary for the second; `low` and `high` are the 95 %
     Wilson interval of `beats_wrong`, `top_low` and `top_high` that of `top`, pairs
     taken as independent draws. `clean` and `corrupted` are mean differences.
+
+    Attributes:
+        n: pairs.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> found = ms.prompt_sets.induction(model, n=20, length=5, repeated=2)
+        >>> measured = found.accuracy(model)
+        >>> measured.beats_wrong, measured.top
+        (1.0, 1.0)
     """
 
     n: int

@@ -56,6 +56,17 @@ def multiple_choice(
             not one pair can be made.
 
     Source: task of Lieberum et al. 2023 (arXiv:2307.09458); the questions are ours.
+
+    Examples:
+        >>> model = ms.load_model("smollm2")
+        >>> found = ms.prompt_sets.multiple_choice(model, n=2, content="words")
+        >>> print(found.table.clean[0])
+        Question: Which option is the word "snack"?
+        A. basketball
+        B. garden
+        C. park
+        D. snack
+        Answer:
     """
     check_n("multiple_choice", n)
     if content not in ("facts", "words") or corrupt not in ("question", "order"):

@@ -35,6 +35,11 @@ def sums(
 
     Raises:
         ValueError: options out of range, or not one pair can be made.
+
+    Examples:
+        >>> found = ms.prompt_sets.sums(ms.load_model("smollm2"), n=2)
+        >>> found.table.clean[0], found.table.answer[0]
+        ('9+6=15\n3+3=6\n6+8=14\n0+1=', '1')
     """
     n_sums = (largest + 1) * (largest + 2) // 2  # a+b and b+a are one
     if largest < 2 or not 0 <= n_examples <= n_sums - 2:

@@ -52,6 +52,11 @@ def ioi(
         ValueError: an unknown option, or fewer names of one token than are needed.
 
     Source: Wang et al. 2022 (arXiv:2211.00593); the templates are ours.
+
+    Examples:
+        >>> found = ms.prompt_sets.ioi(ms.load_model("smollm2"), n=2)
+        >>> found.table.clean[0], found.table.answer[0]
+        ('After Martha and Mike went to the station, Mike gave a snack to', ' Martha')
     """
     if corrupt not in ("abc", "swap") or order not in ("both", "ABBA", "BABA"):
         raise ValueError(

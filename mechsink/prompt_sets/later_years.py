@@ -69,6 +69,11 @@ def greater_than(model: Model, n: int = 100, *, seed: int = 0) -> PromptSet:
         ValueError: not one pair can be made, as where a year is one token.
 
     Source: Hanna et al. 2023 (arXiv:2305.00586); "01" is theirs, the events ours.
+
+    Examples:
+        >>> found = ms.prompt_sets.greater_than(ms.load_model("smollm2"), n=2)
+        >>> found.table.clean[0], found.table.answer[0]
+        ('The study lasted from the year 1756 to the year 17', '6')
     """
     fits = {
         way: sum(
@@ -112,6 +117,18 @@ class YearsAbove:
     """Probability of all later years minus that of all that are not later, -1 to 1.
 
     `signs`: a clean prompt's tokens to {next token: +1, later; -1, not later}.
+
+    Args:
+        signs: see above.
+        reads: sites that the metric needs: none.
+
+    Examples:
+        >>> model = ms.load_model("smollm2")
+        >>> found = ms.prompt_sets.greater_than(model, n=2)
+        >>> metric = ms.prompt_sets.years_above(model, found)
+        >>> (group,) = found.pairs.tokens(model)
+        >>> (metric(model.run(group.clean), group) > 0.5).tolist()
+        [True, False]
     """
 
     signs: Mapping[tuple[int, ...], Mapping[int, int]]
@@ -144,10 +161,24 @@ def years_above(model: Model, prompt_set: PromptSet) -> YearsAbove:
     Last two digits: p(later endings) - p(the start year's and earlier). By decade:
     p(later) - p(earlier); the start year's own decade, partly later, counts 0.
 
+    Args:
+        model: the model whose tokenizer the set fits.
+        prompt_set: made by `greater_than`.
+
+    Returns:
+        A metric, -1 to 1: one difference of probabilities a prompt.
+
     Raises:
         ValueError: another kind of set.
 
     Source: probability difference of Hanna et al. 2023 (arXiv:2305.00586).
+
+    Examples:
+        >>> model = ms.load_model("smollm2")
+        >>> found = ms.prompt_sets.greater_than(model, n=2)
+        >>> metric = ms.prompt_sets.years_above(model, found)
+        >>> metric
+        years_above
     """
     named = prompt_set.settings.get("measured")
     ways = [way for way in WAYS if way.name == named]

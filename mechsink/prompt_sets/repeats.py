@@ -56,6 +56,14 @@ def induction(
             to draw from.
 
     Source: repeated random sequences of Olsson et al. 2022 (arXiv:2209.11895).
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> found = ms.prompt_sets.induction(case.model, n=20, length=5, repeated=2)
+        >>> case.model.to_strings(found.pairs.clean[0])
+        ['<s>', 'G', 'K', 'A', 'E', 'H', 'K', 'A']
+        >>> found.accuracy(case.model).top
+        1.0
     """
     check_n("induction", n)
     if corrupt not in ("break", "swap") or repeated < 1 or length < repeated + 2:

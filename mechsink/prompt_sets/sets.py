@@ -39,6 +39,18 @@ class PromptSet:
     reason to number of candidates that were made and could not be used. `left_out`:
     words that were never tried, because they are not one token here. `settings`:
     the call that makes the set again, and the model whose tokenizer it fits.
+
+    Attributes:
+        name: of the task.
+        spellings: token to text.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> found = ms.prompt_sets.induction(model, n=20, length=5, repeated=2)
+        >>> choose, measure = found.split(0.5)
+        >>> len(choose), len(measure), list(found.table)
+        (10, 10, ['pair', 'clean', 'corrupted', 'answer', 'wrong', 'A', 'B', 'position',
+        'n_tokens'])
     """
 
     name: str
@@ -47,7 +59,7 @@ class PromptSet:
     dropped: Mapping[str, int]
     settings: Mapping[str, Any]
     left_out: Sequence[str] = ()
-    spellings: Mapping[int, str] = field(default_factory=dict)  # token to text
+    spellings: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -71,6 +83,13 @@ class PromptSet:
     def accuracy(self, model: Model, *, batch_size: int = 16) -> Accuracy:
         """How often the model's answer is the right one, with intervals.
 
+        Args:
+            model: the model whose tokenizer the set fits.
+            batch_size: prompts a forward pass.
+
+        Returns:
+            An `Accuracy`, one row a pair.
+
         Raises:
             ValueError: the model's tokenizer is not the one the set was made for.
         """
@@ -85,6 +104,9 @@ class PromptSet:
 
     def subset(self, chosen: Sequence[int]) -> "PromptSet":
         """Some of the pairs, numbered anew; `dropped` stays as it was.
+
+        Args:
+            chosen: numbers of pairs, from 0.
 
         Raises:
             ValueError: no pair, or one that is not there.
@@ -130,6 +152,12 @@ class PromptSet:
 
     def to_jsonl(self, path: Path | str) -> Path:
         """Write one pair a line, as `PromptPairs.from_jsonl` reads it.
+
+        Args:
+            path: file to write.
+
+        Returns:
+            The path.
 
         Raises:
             ValueError: prompts that are tokens, or an answer that this tokenizer

@@ -38,6 +38,11 @@ def capitals(model: Model, n: int = 100, *, seed: int = 0) -> PromptSet:
 
     Raises:
         ValueError: `n` below 1, or not one pair can be made.
+
+    Examples:
+        >>> found = ms.prompt_sets.capitals(ms.load_model("smollm2"), n=2)
+        >>> found.table.clean[0], found.table.answer[0]
+        ('The capital city of Iraq is', ' Baghdad')
     """
     candidates = _candidates(model, random.Random(seed))
     return make("capitals", model, candidates, n, {"seed": seed})

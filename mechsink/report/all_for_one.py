@@ -29,7 +29,19 @@ SHARES = {
 
 @dataclass(frozen=True, eq=False)
 class AllForOneReport(AllForOneSearch, PagedResult):
-    """An `AllForOneSearch` that tells itself on a page."""
+    """An `AllForOneSearch` that tells itself on a page.
+
+    Examples:
+        >>> model = ms.planted("and").model
+        >>> prompts = ms.SlotPrompts(
+        ...     "{F} {A} {G} {B} =",
+        ...     {"F": "uvwx", "A": "01", "G": "uvwx", "B": "01"},
+        ...     lambda F, A, G, B: " yes" if A + B == "11" else " no",
+        ... )
+        >>> report = ms.all_for_one_report(model, prompts, unseen="prompts")
+        >>> isinstance(report, ms.AllForOneSearch), report.wait
+        (True, 0)
+    """
 
     def draw(self) -> Drawn:
         """The trade-off curve."""
@@ -48,7 +60,11 @@ class AllForOneReport(AllForOneSearch, PagedResult):
         return {"trade-off": (figure, plot)}
 
     def page(self, drawn: Drawn | None = None) -> Page:
-        """The page: the answer, the curve, the sets tried, what the model needs."""
+        """The page: the answer, the curve, the sets tried, what the model needs.
+
+        Args:
+            drawn: figures that `draw` made; default: drawn now.
+        """
         plot = (drawn or self.draw())["trade-off"][1]
         texts = list(enumerate(self.meta["tokens"]))
         return Page(
@@ -152,7 +168,32 @@ class AllForOneReport(AllForOneSearch, PagedResult):
 def all_for_one_report(
     model: Model, prompts: SlotPrompts | SlotTokens, **options: Any
 ) -> AllForOneReport:
-    """`search_all_for_one` with a page; options and errors are its own."""
+    """`search_all_for_one` with a page.
+
+    Args:
+        model: a causal model whose attention can be edited.
+        prompts: prompts with answers, as for `all_for_one`.
+        options: of `search_all_for_one`.
+
+    Returns:
+        An `AllForOneReport`: `.save(folder)` writes tables, figures and report.html.
+
+    Raises:
+        ValueError: as `search_all_for_one`.
+
+    Source: Mamidanna et al. 2025 (arXiv:2509.09650).
+
+    Examples:
+        >>> model = ms.planted("and").model
+        >>> prompts = ms.SlotPrompts(
+        ...     "{F} {A} {G} {B} =",
+        ...     {"F": "uvwx", "A": "01", "G": "uvwx", "B": "01"},
+        ...     lambda F, A, G, B: " yes" if A + B == "11" else " no",
+        ... )
+        >>> report = ms.all_for_one_report(model, prompts, unseen="prompts")
+        >>> report.to_html("report.html").name
+        'report.html'
+    """
     search = search_all_for_one(model, prompts, **options)
     return AllForOneReport(**{f.name: getattr(search, f.name) for f in fields(search)})
 

@@ -51,14 +51,28 @@ NAMES = {
 class CircuitReport(PagedResult):
     """A circuit with a page.
 
-    `table`: as `Circuit.table`. `nodes`: node, layer, n_in, n_out (edges), in_score,
-    out_score (sums of their scores, in the metric's unit; NaN where one has none).
+    `table`: as `Circuit.table` (source, target, score, source_layer, target_layer; low,
+    high, p_value and q_value where known). `nodes`: node, layer, n_in, n_out (edges),
+    in_score, out_score (sums of their scores, in the metric's unit; NaN where one has
+    none).
+
+    Attributes:
+        title: of the page.
+        outputs: targets that the metric reads.
+        graph: the fields of `Wires`.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.exact_edges(case.model, case.pairs, ms.logit_diff)
+        >>> report = ms.circuit_report(ms.top_edges(scores, 5))
+        >>> list(report.nodes), report.circuit.n_edges
+        (['node', 'layer', 'n_in', 'n_out', 'in_score', 'out_score'], 5)
     """
 
     nodes: pd.DataFrame
     title: str
     outputs: list[str]
-    graph: dict[str, Any]  # the fields of `Wires`
+    graph: dict[str, Any]
 
     @property
     def circuit(self) -> Circuit:
@@ -79,7 +93,11 @@ class CircuitReport(PagedResult):
         return {"circuit": (figure, circuit_plot(circuit))}
 
     def page(self, drawn: Drawn | None = None) -> Page:
-        """The page: what was chosen, the diagram, its edges and its components."""
+        """The page: what was chosen, the diagram, its edges and its components.
+
+        Args:
+            drawn: figures that `draw` made; default: drawn now.
+        """
         circuit = self.circuit
         plot = drawn["circuit"][1] if drawn else circuit_plot(circuit)
         ranked = by_strength(scores_of(circuit))
@@ -133,7 +151,12 @@ class CircuitReport(PagedResult):
         )
 
     def save_drawn(self, folder: Path | str, drawn: Drawn) -> Path:
-        """Tables, meta.json, circuit.json, circuit.graphml, figures and the page."""
+        """Tables, meta.json, circuit.json, circuit.graphml, figures and the page.
+
+        Args:
+            folder: new, or to be filled.
+            drawn: figures that `draw` made.
+        """
         folder = super().save_drawn(folder, drawn)
         circuit = self.circuit
         circuit.save(folder / "circuit.json")
@@ -207,6 +230,18 @@ def circuit_report(circuit: Circuit, *, title: str | None = None) -> CircuitRepo
     Args:
         circuit: any; from 400 edges on the strongest are drawn, all are saved.
         title: of the page; by default it names the model.
+
+    Returns:
+        A `CircuitReport`: `.save(folder)` writes tables, the circuit as JSON and
+        GraphML, figures and report.html.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.exact_edges(case.model, case.pairs, ms.logit_diff)
+        >>> report = ms.circuit_report(ms.top_edges(scores, 5), title="An AND gate")
+        >>> report.nodes[["node", "n_in", "n_out"]].values.tolist()
+        [['input', 0, 2], ['a0.h0', 1, 1], ['a0.h1', 1, 1], ['m0', 2, 1], ['logits', 1,
+        0]]
     """
     model = circuit.meta.get("model")
     title = title or (f"Circuit of {model}" if model else "Circuit")
@@ -221,7 +256,22 @@ def circuit_report(circuit: Circuit, *, title: str | None = None) -> CircuitRepo
 
 
 def circuit_page(circuit: Circuit, *, title: str | None = None) -> str:
-    """One HTML page that loads nothing: `circuit_report(circuit).to_html` as text."""
+    """One HTML page that loads nothing: `circuit_report(circuit).to_html` as text.
+
+    Args:
+        circuit: any.
+        title: of the page; by default it names the model.
+
+    Returns:
+        The page's HTML.
+
+    Examples:
+        >>> case = ms.planted("and")
+        >>> scores = ms.exact_edges(case.model, case.pairs, ms.logit_diff)
+        >>> page = ms.circuit_page(ms.top_edges(scores, 5), title="An AND gate")
+        >>> "An AND gate" in page
+        True
+    """
     return render(circuit_report(circuit, title=title).page())
 
 

@@ -59,6 +59,25 @@ class EdgeReport(PagedResult):
 
     `faithfulness`, `cpr`, `cmd`, `accuracy` (share of clean prompts whose answer beats
     the wrong one): value, low, high.
+
+    Attributes:
+        method: function that scored, such as "eap_ig".
+        metric: as its repr says.
+        outputs: targets that the metric reads.
+        selection: "top" or "greedy".
+        sign: ranked by "absolute" or "signed" score.
+        ablation: what cut edges carried: "patch", "zero" or "mean".
+        is_split: whether some pairs chose and others measured.
+        resamples: of the bootstrap.
+        graph: the fields of `Wires`.
+        n: edges chosen, before loose ends were dropped.
+        repeated: measuring pairs whose tokens are those of a choosing one.
+
+    Examples:
+        >>> case = ms.planted("and", n_prompts=20)
+        >>> report = ms.edge_report(case.model, case.pairs, ms.logit_diff, n=5)
+        >>> [round(x, 2) for x in report.faithfulness], report.is_split
+        ([1.0, 1.0, 1.0], True)
     """
 
     points: pd.DataFrame
@@ -67,13 +86,13 @@ class EdgeReport(PagedResult):
     method: str
     metric: str
     outputs: list[str]
-    graph: dict[str, Any]  # the fields of `Wires`
-    n: int  # edges chosen, before loose ends were dropped
+    graph: dict[str, Any]
+    n: int
     selection: str
     sign: str
     ablation: str
     is_split: bool
-    repeated: int  # measuring pairs whose tokens are those of a choosing one
+    repeated: int
     resamples: int
     faithfulness: Estimate
     cpr: Estimate
@@ -153,13 +172,22 @@ class EdgeReport(PagedResult):
         return {**drawn, "faithfulness": (figure, plot)}
 
     def page(self, drawn: Drawn | None = None) -> Page:
-        """The page: the circuit, how faithful it is, its edges, the prompts."""
+        """The page: the circuit, how faithful it is, its edges, the prompts.
+
+        Args:
+            drawn: figures that `draw` made; default: drawn now.
+        """
         from mechsink.report.edge_page import edge_page  # it writes of this type
 
         return edge_page(self, drawn or self.draw())
 
     def save_drawn(self, folder: Path | str, drawn: Drawn) -> Path:
-        """Tables, meta.json, circuit.json, circuit.graphml, figures and the page."""
+        """Tables, meta.json, circuit.json, circuit.graphml, figures and the page.
+
+        Args:
+            folder: new, or to be filled.
+            drawn: figures that `draw` made.
+        """
         folder = super().save_drawn(folder, drawn)
         circuit = self.circuit
         circuit.save(folder / "circuit.json")
@@ -198,12 +226,27 @@ def edge_report(
             or all where there are fewer.
         signed: rank by score, not by |score|.
         selection: "top" (`top_edges`) or "greedy" (`greedy_edges`).
-        fractions, ablation, reference, resamples: as in `faithfulness_curve`.
+        fractions: shares of the edges, ascending, as in `faithfulness_curve`.
+        ablation: what cut edges carry: "patch", "zero" or "mean".
+        reference: prompts for "mean".
+        resamples: bootstrap resamples of the prompts.
         seed: of the split and the resamples.
+
+    Returns:
+        An `EdgeReport`: `.save(folder)` writes tables, the circuit, figures and
+        report.html.
 
     Raises:
         ValueError: as the method and `faithfulness_curve`; a method that is no
             function; n under 1 or more than the edges there are.
+
+    Source: the curve and its areas, MIB (Mueller et al. 2025, arXiv:2504.13151).
+
+    Examples:
+        >>> case = ms.planted("and", n_prompts=20)
+        >>> report = ms.edge_report(case.model, case.pairs, ms.logit_diff, n=5)
+        >>> set(report.circuit.edges) == case.edges
+        True
     """
     started = time.perf_counter()
     n = _checked(method, n, selection, len(Wires.of(model.shape).edges))

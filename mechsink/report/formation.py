@@ -39,6 +39,16 @@ class FormationReport(PagedResult):
         attention: step, layer, head, query, key, weight on one short sequence.
         example: pos, id, token, is_trigger of that sequence.
         training: step, loss of each logged batch (nats); empty if not known.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from toy_tasks import PRESETS, train
+        >>> from toy_tasks.planted import backcopy_task
+        >>> preset = replace(PRESETS["bb-cpu"], steps=4, batch=4, checkpoints=(0, 4))
+        >>> run = train(backcopy_task(), preset, "run", progress=False)
+        >>> report = ms.formation_report(run, n_prompts=4, n_pos=12)
+        >>> report.has_task, report.sink_layer
+        (True, 0)
     """
 
     final: pd.DataFrame
@@ -62,7 +72,12 @@ class FormationReport(PagedResult):
         return "bos_markov" if self.has_task else "sink_score"
 
     def value(self, measure: str, layer: int | None = None) -> float:
-        """A measure after the last step; NaN if it was not measured there."""
+        """A measure after the last step; NaN if it was not measured there.
+
+        Args:
+            measure: one of `formation.measures`.
+            layer: which; default: a measure without layers.
+        """
         here: Any = self.final[self.final["measure"] == measure]
         if layer is not None:
             here = here[here["layer"] == layer]
@@ -85,7 +100,11 @@ class FormationReport(PagedResult):
         return figures(self)
 
     def page(self, drawn: Drawn | None = None) -> Page:
-        """The page, with figures drawn already or now."""
+        """The page, with figures drawn already or now.
+
+        Args:
+            drawn: figures that `draw` made; default: drawn now.
+        """
         from mechsink.report.formation_page import formation_page
 
         return formation_page(self, drawn)
@@ -104,8 +123,23 @@ def formation_report(
         tokens: what to measure on, by default fresh sequences of the task.
         options: of `ms.formation`, such as task=, position=, n_prompts=.
 
+    Returns:
+        A `FormationReport`: `.save(folder)` writes tables, figures and report.html.
+
     Raises:
         ValueError, FileNotFoundError: as `formation`.
+
+    Source: Guo et al. 2024 (arXiv:2410.13835), the training dynamics.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from toy_tasks import PRESETS, train
+        >>> from toy_tasks.planted import backcopy_task
+        >>> preset = replace(PRESETS["bb-cpu"], steps=4, batch=4, checkpoints=(0, 4))
+        >>> run = train(backcopy_task(), preset, "run", progress=False)
+        >>> report = ms.formation_report(run, n_prompts=4, n_pos=12)
+        >>> report.formation.steps
+        [0, 4]
     """
     history, own_task = as_checkpoints(checkpoints)
     seen = _Patterns(len(history))

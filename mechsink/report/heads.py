@@ -25,7 +25,16 @@ SHOWN = 40  # heads in a table of the page; all stand in table.csv
 
 @dataclass(frozen=True, eq=False)
 class HeadsReport(PagedResult, ActiveDormant):
-    """`ActiveDormant` with a page."""
+    """`ActiveDormant` with a page.
+
+    Examples:
+        >>> from toy_tasks.planted.dormant import dormant_head
+        >>> case = dormant_head()
+        >>> texts = {name: case.sample(name, 20, seed=1) for name in ("rest", "work")}
+        >>> report = ms.heads_report(ms.load_model(case.model), texts, n_pos=16)
+        >>> isinstance(report, ms.ActiveDormant), report.heads()
+        (True, [(0, 2)])
+    """
 
     def draw(self) -> Drawn:
         """Every head a dot, one domain against the other; and every head by place."""
@@ -67,7 +76,11 @@ class HeadsReport(PagedResult, ActiveDormant):
         )
 
     def page(self, drawn: Drawn | None = None) -> Page:
-        """The page: how many heads differ, which, and what they are worth."""
+        """The page: how many heads differ, which, and what they are worth.
+
+        Args:
+            drawn: figures that `draw` made; default: drawn now.
+        """
         plots = [plot for _, plot in (drawn or self.draw()).values()]
         n_heads = len(self.table[["layer", "head"]].drop_duplicates())
         flagged, confirmed = self.heads(), self.confirmed()
@@ -170,8 +183,21 @@ def heads_report(
         notes: what a reader should know about the texts, beside what is found out.
         options: as for `active_dormant`.
 
+    Returns:
+        A `HeadsReport`: `.save(folder)` writes tables, figures and report.html.
+
     Raises:
         ValueError: as `active_dormant`.
+
+    Source: after Guo et al. 2024 (arXiv:2410.13835).
+
+    Examples:
+        >>> from toy_tasks.planted.dormant import dormant_head
+        >>> case = dormant_head()
+        >>> texts = {name: case.sample(name, 20, seed=1) for name in ("rest", "work")}
+        >>> report = ms.heads_report(ms.load_model(case.model), texts, n_pos=16)
+        >>> report.to_html("heads.html").name
+        'heads.html'
     """
     found = active_dormant(model, texts, **options)
     values = {f.name: getattr(found, f.name) for f in fields(found)}

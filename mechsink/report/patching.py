@@ -41,6 +41,15 @@ class PatchReport(PagedResult):
     `PatchingResult`, NaN where a site has no such axis. `runs`: prompt, clean and
     corrupted metric, and noise_SITE, the noise floor of each site's sweep. `tokens`:
     prompt, pos, clean, corrupted: what stands at each position.
+
+    Attributes:
+        direction: "denoising" or "noising": which run the other's values were put into.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> report = ms.patch_report(case.model, case.pairs, ms.logit_diff)
+        >>> report.sites, list(report.places("z"))
+        (['resid_pre', 'attn_out', 'mlp_out', 'z'], ['layer', 'pos', 'head', 'effect'])
     """
 
     runs: pd.DataFrame
@@ -51,7 +60,11 @@ class PatchReport(PagedResult):
     )
 
     def sweep(self, site: str) -> PatchingResult:
-        """One site's sweep."""
+        """One site's sweep.
+
+        Args:
+            site: one of `sites`.
+        """
         table: Any = self.table[self.table["site"] == site].drop(columns="site")
         table = table.dropna(axis=1, how="all").reset_index(drop=True)
         for name in {"prompt", "layer", "pos", *PART_COLUMN.values()} & {*table}:
@@ -73,6 +86,9 @@ class PatchReport(PagedResult):
 
         layer, (head,) pos, effect, and low, high from 50 pairs on: the 95 %
         percentile bootstrap interval of the mean.
+
+        Args:
+            site: one of `sites`.
         """
         table = self.sweep(site).table
         keys = [c for c in table.columns if c not in ("prompt", "value", "effect")]
@@ -106,7 +122,11 @@ class PatchReport(PagedResult):
         return drawn
 
     def page(self, drawn: Drawn | None = None) -> Page:
-        """The page: what was asked, how each run answers, what each place does."""
+        """The page: what was asked, how each run answers, what each place does.
+
+        Args:
+            drawn: figures that `draw` made; default: drawn now.
+        """
         plots = {name: plot for name, (_, plot) in (drawn or self.draw()).items()}
         clean, corrupted = (
             self.runs[column].to_numpy() for column in ("clean", "corrupted")
@@ -214,13 +234,27 @@ def patch_report(
     position by position.
 
     Args:
-        model, pairs, metric, direction, layers: as for `patch_sweep`.
+        model: any model.
+        pairs: clean and corrupted prompts.
+        metric: a run to one number per prompt.
         sites: which, each with a sweep of its own.
         sweep: what sweeps, called as `patch_sweep` is; to use many processes or
             machines, a function that calls `ms.spread`.
+        direction: "denoising" or "noising", as for `patch_sweep`.
+        layers: which; default all.
+
+    Returns:
+        A `PatchReport`: `.save(folder)` writes tables, figures and report.html.
 
     Raises:
         ValueError: as `patch_sweep`, or no sites.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> report = ms.patch_report(case.model, case.pairs, ms.logit_diff, sites=["z"])
+        >>> best = report.places("z").iloc[0]
+        >>> int(best.layer), int(best["head"])
+        (1, 0)
     """
     if not sites:
         raise ValueError(

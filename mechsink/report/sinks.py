@@ -59,6 +59,14 @@ class SinkReport(PagedResult):
         attention: layer, head, query, key, weight on the start of the first text.
         rates: batch, rate: sink rate of each text.
         tokens: batch, pos, id, token: what was run.
+
+    Examples:
+        >>> case = ms.planted("backcopy")
+        >>> report = ms.sink_report(case.model, case.pairs.clean)
+        >>> report.table.nlargest(1, "score")[["layer", "head"]].values.tolist()
+        [[0, 0]]
+        >>> round(report.rate, 2)
+        0.33
     """
 
     scores: pd.DataFrame
@@ -107,7 +115,11 @@ class SinkReport(PagedResult):
         return figures(self)
 
     def page(self, drawn: Drawn | None = None) -> Page:
-        """The page, with figures drawn already or now."""
+        """The page, with figures drawn already or now.
+
+        Args:
+            drawn: figures that `draw` made; default: drawn now.
+        """
         from mechsink.report.sink_page import sink_page
 
         return sink_page(self, drawn)
@@ -141,6 +153,9 @@ def sink_report(
         eps: sink score above which a head counts as a sink head.
         n_texts: how many of the default texts.
 
+    Returns:
+        A `SinkReport`: `.save(folder)` writes tables, figures and report.html.
+
     Raises:
         ValueError: no text, one with fewer than `length` tokens or without the
             position, or an eps that is no share.
@@ -148,6 +163,12 @@ def sink_report(
     Source: sink rate of Gu et al. 2024 (arXiv:2410.10781), there with eps=0.3 on
     100 texts of 64 tokens; drains and peaks of Guo et al. 2024 (arXiv:2410.13835);
     massive activations of Sun et al. 2024 (arXiv:2402.17762).
+
+    Examples:
+        >>> case = ms.planted("backcopy")
+        >>> report = ms.sink_report(case.model, case.pairs.clean)
+        >>> report.to_html("sinks.html").name
+        'sinks.html'
     """
     if not 0 <= eps < 1:
         raise ValueError(

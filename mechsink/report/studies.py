@@ -29,6 +29,17 @@ def write_study(study: Study, folder: Path | str, command: str) -> Path:
 
     Returns:
         README.md.
+
+    Raises:
+        OSError: the folder cannot be written.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mechsink.experiments.study import as_claims, claim
+        >>> claims = as_claims([claim("a sink forms", 0.8, above=0.3)])
+        >>> study = ms.Study(pd.DataFrame({"score": [0.8]}), {"seed": 0}, claims)
+        >>> ms.write_study(study, "study", "python my_study.py").name
+        'README.md'
     """
     import matplotlib.pyplot as plt
 

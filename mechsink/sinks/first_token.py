@@ -36,24 +36,46 @@ class FirstTokenCosine(Result):
     `table`: batch (prompt), layer, pos, cosine, norm; the first token itself has no
     row. Layer l < n_layers is the input of block l, layer n_layers the last output.
     `cosine` is -1 to 1, NaN where a state is zero; `norm` in units of the stream.
+
+    Attributes:
+        threshold: cosine above which a token counts as an intermediate sink.
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> found = ms.first_token_cosine(model, model.to_tokens("b c d e f"))
+        >>> len(found.sinks()), found.share().tolist()
+        (0, [0.0, 0.0])
+        >>> ax = found.plot()
     """
 
     threshold: float
 
     def sinks(self, threshold: float | None = None) -> pd.DataFrame:
-        """Intermediate sinks: rows whose cosine exceeds the threshold."""
+        """Intermediate sinks: rows whose cosine exceeds the threshold.
+
+        Args:
+            threshold: cosine above which a token counts; default: the result's own.
+        """
         least = self.threshold if threshold is None else threshold
         found: Any = self.table[self.table["cosine"] > least]
         return found.reset_index(drop=True)
 
     def share(self, threshold: float | None = None) -> pd.Series:
-        """Share of later tokens that are intermediate sinks, by layer, 0 to 1."""
+        """Share of later tokens that are intermediate sinks, by layer, 0 to 1.
+
+        Args:
+            threshold: cosine above which a token counts; default: the result's own.
+        """
         least = self.threshold if threshold is None else threshold
         is_sink: Any = self.table["cosine"] > least
         return is_sink.groupby(self.table["layer"]).mean().rename("share")
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Median cosine of later tokens by layer, 10 to 90 %, and the largest."""
+        """Median cosine of later tokens by layer, 10 to 90 %, and the largest.
+
+        Args:
+            ax: where to draw; default: a new figure.
+        """
         table: Any = self.table
         by_layer = table.groupby("layer")["cosine"]
         middle, top = by_layer.median(), by_layer.max()
@@ -126,12 +148,21 @@ def first_token_cosine(
         threshold: cosine above which a token is an intermediate sink.
         position: where the first token stands; tokens before it are left out.
 
+    Returns:
+        A `FirstTokenCosine`, one row a prompt, layer and later token.
+
     Raises:
         ValueError: no tokens, no token after `position`, or a threshold that no
             cosine can pass or fail.
 
     Source: after AVSR sinks (cosine with the first token); `toy_tasks` has the loss
     that keeps it low, `decorrelation_loss`.
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> found = ms.first_token_cosine(model, model.to_tokens("b c d e f"))
+        >>> list(found.table)
+        ['batch', 'layer', 'pos', 'cosine', 'norm']
     """
     if not -1 < threshold < 1:
         raise ValueError(

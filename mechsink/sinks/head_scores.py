@@ -35,6 +35,13 @@ class HeadScores(Result):
     the attention, 0 to 1, mean over the `queries` that had such a key; NaN where none
     had. `reference`: what a head that attends evenly to all earlier tokens and its
     own would score there (a layer with a window has fewer keys, and scores more).
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> found = ms.head_scores(model, model.to_tokens("A B C D A B C D A"))
+        >>> found.heads("previous"), found.heads("induction")
+        ([(0, 0)], [(1, 0)])
+        >>> ax = found.plot(kind="induction")
     """
 
     def means(self) -> pd.DataFrame:
@@ -60,6 +67,10 @@ class HeadScores(Result):
         heads wait. A head that looks back at rare tokens alone, such as triggers, is
         mostly at rest and named so: `query_attention` tells its queries apart.
 
+        Args:
+            least: least excess that names a head.
+            ahead: how many times as large as the second kind the first must be.
+
         Raises:
             ValueError: `least` outside 0 to 1, or `ahead` below 1.
         """
@@ -76,7 +87,12 @@ class HeadScores(Result):
         return wide.rename_axis(columns=None).reset_index()
 
     def heads(self, category: str, **rule: float) -> list[tuple[int, int]]:
-        """(layer, head) of one category; `rule` as in `categories`."""
+        """(layer, head) of one category; `rule` as in `categories`.
+
+        Args:
+            category: one of those that `categories` gives.
+            rule: options of `categories`.
+        """
         found: Any = self.categories(**rule)
         found = found[found["category"] == category]
         return list(zip(found["layer"].tolist(), found["head"].tolist(), strict=True))
@@ -174,11 +190,21 @@ def head_scores(
             repeats, such as `repeated_tokens(model)`, show the most.
         sink: the sink's position, 0 for the first token.
 
+    Returns:
+        `HeadScores`, one row a prompt, layer, head and kind.
+
     Raises:
         ValueError: a prompt of one token, or without the sink's position.
 
     Source: Olsson et al. 2022 (arXiv:2209.11895), Wang et al. 2022
     (arXiv:2211.00593).
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> found = ms.head_scores(model, model.to_tokens("A B C D A B C D A"))
+        >>> means = found.means().set_index(["layer", "head", "kind"]).score
+        >>> means[[(0, 0, "previous"), (1, 0, "induction")]].round(2).tolist()
+        [0.92, 0.94]
     """
     return measure(model, tokens, [HeadScoreMeter(sink)])[0]
 
@@ -218,12 +244,21 @@ def repeated_tokens(
         n: prompts, all different; fewer where so few blocks exist.
         length: tokens of the block.
         seed: of the draws.
-        vocabulary, first: as in `prompt_sets.induction`: tokens to draw from, and what
-            to put before each prompt.
+        vocabulary: tokens to draw from, as in `prompt_sets.induction`.
+        first: tokens to put before each prompt, likewise.
+
+    Returns:
+        Tokens: what stands first, the block, the block again.
 
     Raises:
         ValueError: as `prompt_sets.induction`; or two blocks are longer than the
             model's context.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> tokens = ms.repeated_tokens(model, n=2, length=4)
+        >>> tuple(tokens.shape), bool((tokens[:, 1:5] == tokens[:, 5:]).all())
+        ((2, 9), True)
     """
     options = {"length": length, "repeated": 1, "vocabulary": vocabulary}
     made = induction(model, n, seed=seed, first=first, **options)

@@ -36,10 +36,22 @@ class SinkLogits(Result):
     score of the position minus the mean score of the query's other visible keys,
     averaged over `queries` queries, in nats: 0 is no preference; NaN if no chosen
     query sees both the position and another key, or attention is no softmax.
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> found = ms.sink_logits(model, model.to_tokens("b c d f g"))
+        >>> list(found.table)
+        ['batch', 'position', 'layer', 'head', 'logit', 'queries']
+        >>> ax = found.plot()
     """
 
     def plot(self, ax: Axes | None = None, *, position: int | None = None) -> Axes:
-        """Heat map, layer by head, mean over prompts, on `ax` or a new figure."""
+        """Heat map, layer by head, mean over prompts, on `ax` or a new figure.
+
+        Args:
+            ax: where to draw.
+            position: which, where several were measured.
+        """
         measured = self.table["position"].unique().tolist()
         position = measured[0] if position is None else position
         here = self.table[self.table["position"] == position]
@@ -121,10 +133,19 @@ def sink_logits(
         queries: which queries count, Bool[batch pos] like `tokens`, such as the
             non-trigger queries of a Bigram-Backcopy task; None for all.
 
+    Returns:
+        `SinkLogits`, one row a prompt, position, layer and head.
+
     Raises:
         ValueError: no tokens, a position outside a prompt, a mask of another shape.
 
     Source: Delta of Guo et al. 2024 (arXiv:2410.13835).
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> found = ms.sink_logits(model, model.to_tokens("b c d f g"))
+        >>> found.table.query("head == 0").logit.round(1).tolist()
+        [9.7]
     """
     masks = (queries,) if isinstance(queries, Tensor) else queries
     meter = SinkLogitMeter(

@@ -94,6 +94,15 @@ def measure(
 
     Raises:
         ValueError: no tokens, or a meter cannot measure these prompts.
+
+    Examples:
+        >>> from mechsink.sinks.residuals import ResidualNormMeter
+        >>> from mechsink.sinks.scores import SinkScoreMeter
+        >>> model = ms.planted("backcopy").model
+        >>> meters = [SinkScoreMeter(), ResidualNormMeter()]
+        >>> scores, norms = ms.measure(model, model.to_tokens("b c d"), meters)
+        >>> type(scores).__name__, len(norms.table)
+        ('SinkScores', 8)
     """
     batches = as_batches(model, tokens)
     for meter in meters:

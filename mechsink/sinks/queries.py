@@ -39,6 +39,15 @@ class QueryAttention(Result):
     attention is no softmax of the tokens do the others say more: `share` is the mean
     of |A| / sum of |A| at the sink, `row_sum` that of the weights on all tokens, which
     sink slots and sink logits lower below 1.
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> tokens = model.to_tokens("b c a d e f")
+        >>> triggers = (tokens == 0) | (tokens == 4)  # a and e
+        >>> found = ms.query_attention(model, tokens, {"trigger": triggers})
+        >>> list(found.table)
+        ['batch', 'group', 'layer', 'head', 'sink', 'share', 'previous', 'row_sum',
+        'queries']
     """
 
 
@@ -119,8 +128,22 @@ def query_attention(
             {"trigger": task.is_trigger(tokens)}.
         position: the sink, 0 for the first token.
 
+    Returns:
+        `QueryAttention`, one row a prompt, group, layer and head.
+
     Raises:
         ValueError: no tokens, a position outside a prompt, a mask of another shape.
+
+    Source: after Guo et al. 2024 (arXiv:2410.13835), active and dormant queries.
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> tokens = model.to_tokens("b c a d e f")
+        >>> triggers = (tokens == 0) | (tokens == 4)  # a and e
+        >>> groups = {"trigger": triggers, "other": ~triggers}
+        >>> found = ms.query_attention(model, tokens, groups).table.query("head == 0")
+        >>> found[["group", "sink", "previous"]].round(2).values.tolist()
+        [['trigger', 0.01, 0.97], ['other', 1.0, 0.2]]
     """
     masks = {
         name: [mask] if isinstance(mask, Tensor) else list(mask)

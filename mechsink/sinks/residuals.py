@@ -25,6 +25,13 @@ class ResidualNorms(Result):
     `table`: batch (prompt), layer, pos, norm. Layer l < n_layers is the input of
     block l (resid_pre), layer n_layers the output of the last block, before the
     final norm. Norms are in units of the residual stream.
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> found = ms.residual_norms(model, model.to_tokens("b c d"))
+        >>> list(found.summary())
+        ['layer', 'norm', 'others', 'ratio', 'low', 'median', 'high']
+        >>> ax = found.plot()
     """
 
     def summary(self, position: int = 0) -> pd.DataFrame:
@@ -33,6 +40,9 @@ class ResidualNorms(Result):
         Columns layer, norm (mean over prompts), others (mean over prompts of the
         mean over a prompt's other tokens), low, median, high (10, 50 and 90 % of
         all other tokens), ratio (norm / others of each prompt, then the mean).
+
+        Args:
+            position: the one that is compared, 0 for the first token.
 
         Raises:
             ValueError: no prompt has such a position.
@@ -58,7 +68,11 @@ class ResidualNorms(Result):
         return pd.concat([means, spread], axis=1).reset_index()
 
     def plot(self, ax: Axes | None = None, *, position: int = 0) -> Axes:
-        """Norm of `position` and of the other tokens by layer, log scale."""
+        """Norm of `position` and of the other tokens by layer, log scale.
+
+        Args:
+            ax: where to draw; default: a new figure.
+        """
         shown = self.summary(position)
         with plotting.theme():
             ax = ax or plotting.new_axes()
@@ -109,9 +123,18 @@ def residual_norms(model: Model, tokens: Tensor | Sequence[Tensor]) -> ResidualN
         model: any model.
         tokens: Int[batch pos], or a list of such tensors (see `measure`).
 
+    Returns:
+        `ResidualNorms`, one row a prompt, layer and position.
+
     Raises:
         ValueError: no tokens.
 
     Source: residual-state peaks, Guo et al. 2024 (arXiv:2410.13835).
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> found = ms.residual_norms(model, model.to_tokens("b c d"))
+        >>> found.summary().ratio.round(2).tolist()
+        [1.0, 1.21]
     """
     return measure(model, tokens, [ResidualNormMeter()])[0]

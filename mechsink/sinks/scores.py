@@ -51,6 +51,11 @@ def sink_score(
         ValueError: `position` lies outside the prompt.
 
     Source: importance score of Gu et al. 2024 (arXiv:2410.10781).
+
+    Examples:
+        >>> even = torch.ones(4, 4).tril() / torch.tensor([1, 2, 3, 4])[:, None]
+        >>> ms.sink_score(even[None, None])  # (1 + 1/2 + 1/3 + 1/4) / 4
+        tensor([[0.5208]])
     """
     n_pos = pattern.shape[-1]
     if not 0 <= position < n_pos:
@@ -71,6 +76,14 @@ class SinkScores(Result):
     differs only where attention is no softmax: there it is the mean weight as
     used, and `score` that of |A| / (sum of |A| over the row + 1e-8). What a learned
     sink logit takes from a softmax counts for no position.
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> tokens = model.to_tokens("b c d f g h b c d")
+        >>> found = ms.sink_scores(model, tokens, positions=[0, 1])
+        >>> found.rates(eps=0.3).to_dict()
+        {0: 0.6666666666666666, 1: 0.0}
+        >>> ax = found.plot(position=0)
     """
 
     @checked
@@ -79,6 +92,13 @@ class SinkScores(Result):
 
         Between 0 and 1. The indicator is taken before averaging over prompts.
         `position` may be left out if one alone was measured; `rates` has all.
+
+        Args:
+            eps: score above which a head counts.
+            position: whose rate; default: the only one.
+
+        Raises:
+            ValueError: a position that was not measured, or none given of several.
         """
         if not 0 <= eps <= 1:
             raise ValueError(
@@ -89,12 +109,21 @@ class SinkScores(Result):
         return float(np.mean(here["score"] > eps))
 
     def rates(self, eps: float = 0.3) -> pd.Series:
-        """Sink rate at each measured position, indexed by position."""
+        """Sink rate at each measured position, indexed by position.
+
+        Args:
+            eps: score above which a head counts.
+        """
         rates = {p: self.rate(eps, p) for p in self.table["position"].unique().tolist()}
         return pd.Series(rates, name="rate").rename_axis("position")
 
     def plot(self, ax: Axes | None = None, *, position: int | None = None) -> Axes:
-        """Heat map, layer by head, mean over prompts, on `ax` or a new figure."""
+        """Heat map, layer by head, mean over prompts, on `ax` or a new figure.
+
+        Args:
+            ax: where to draw.
+            position: which, where several were measured.
+        """
         position = self._position(position)
         here = self.table[self.table["position"] == position]
         grid = here.pivot_table(index="head", columns="layer", values="score")
@@ -167,10 +196,19 @@ def sink_scores(
         tokens: Int[batch pos], or a list of such tensors (see `measure`).
         positions: candidate sinks, 0 for the first token.
 
+    Returns:
+        `SinkScores`, one row a prompt, position, layer and head.
+
     Raises:
         ValueError: no tokens, or a position outside a prompt.
 
     Source: Gu et al. 2024 (arXiv:2410.10781); their sink rate is `.rate(eps=0.3)`
     on 64-token texts.
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> found = ms.sink_scores(model, model.to_tokens("b c d f g h b c d"))
+        >>> found.table.score.round(2).tolist(), round(found.rate(), 2)
+        ([0.99, 0.29, 0.31], 0.67)
     """
     return measure(model, tokens, [SinkScoreMeter(as_positions(positions))])[0]

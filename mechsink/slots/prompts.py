@@ -45,6 +45,14 @@ class SlotPrompts:
 
     Raises:
         ValueError: slots that don't match the template, or too large an `n`.
+
+    Examples:
+        >>> slots = {"A": range(10), "B": range(10)}
+        >>> prompts = ms.SlotPrompts("{A} + {B} =", slots, lambda A, B: f" {A + B}")
+        >>> len(prompts), prompts.text(12), prompts.values(12)
+        (100, '1 + 2 =', {'A': 1, 'B': 2})
+        >>> len(prompts.where(lambda A, B: A + B < 10))
+        55
     """
 
     template: str
@@ -106,6 +114,9 @@ class SlotPrompts:
             answers: right next token of each prompt.
             values: position to the tokens it is drawn from; default: those seen.
 
+        Returns:
+            The prompts, Int[prompt pos] with the given slots.
+
         Raises:
             ValueError: a position that is outside or varies without being a slot,
                 or a token that is none of its slot's values.
@@ -161,6 +172,17 @@ class SlotPrompts:
 
         What was left out stands in `.dropped`, slot name to values.
 
+        Args:
+            model: whose tokenizer decides.
+            template: as for the class.
+            slots: as for the class; values of several tokens are left out.
+            answer: as for the class.
+            n: as for the class.
+            seed: as for the class.
+
+        Returns:
+            The prompts that are left.
+
         Raises:
             ValueError: fewer than two values of a slot are left.
         """
@@ -183,7 +205,11 @@ class SlotPrompts:
         return math.prod(len(values) for values in self.slots.values())
 
     def values(self, i: int) -> dict[str, Any]:
-        """What the slots hold in prompt i."""
+        """What the slots hold in prompt i.
+
+        Args:
+            i: number of the prompt, from 0.
+        """
         if self._given is not None:
             held = self._given.tokens[i, list(self._given.positions)].tolist()
             return dict(zip(self._given.names, held, strict=True))
@@ -194,11 +220,22 @@ class SlotPrompts:
         return {name: held[name] for name in self.slots}
 
     def text(self, i: int) -> str:
-        """Prompt i, of a text template."""
+        """Prompt i, of a text template.
+
+        Args:
+            i: number of the prompt, from 0.
+        """
         return self.template.format(**self.values(i))
 
     def subset(self, chosen: Sequence[int] | Bool[Tensor, " prompt"]) -> "SlotPrompts":
-        """Some of the prompts; slots are still drawn from all their values."""
+        """Some of the prompts; slots are still drawn from all their values.
+
+        Args:
+            chosen: numbers of prompts, or one truth value for each.
+
+        Raises:
+            ValueError: no prompt, or one that is not there.
+        """
         if isinstance(chosen, Tensor):
             chosen = chosen.nonzero()[:, 0].tolist()
         if not len(chosen) or not all(0 <= i < len(self) for i in chosen):
@@ -211,12 +248,21 @@ class SlotPrompts:
         return replace(self, _chosen=[self._numbers[i] for i in chosen])
 
     def sample(self, n: int, seed: int = 0) -> "SlotPrompts":
-        """`n` of the prompts, drawn without replacement (all, if there are fewer)."""
+        """`n` of the prompts, drawn without replacement (all, if there are fewer).
+
+        Args:
+            n: how many.
+            seed: of the draw.
+        """
         drawn = random.Random(seed).sample(range(len(self)), min(n, len(self)))
         return self.subset(sorted(drawn))
 
     def where(self, keep: Callable[..., bool]) -> "SlotPrompts":
-        """The prompts whose slot values `keep` accepts, by name as `answer` does."""
+        """The prompts whose slot values `keep` accepts, by name as `answer` does.
+
+        Args:
+            keep: called with the slots' values by name.
+        """
         kept = [i for i in range(len(self)) if keep(**self.values(i))]
         return self.subset(kept)
 
@@ -224,6 +270,13 @@ class SlotPrompts:
         """Which prompts the model gets right: its likeliest next token is the answer.
 
         `prompts.subset(prompts.answered(model))` keeps those.
+
+        Args:
+            model: any model.
+            batch_size: prompts a forward pass.
+
+        Raises:
+            ValueError: prompts without answers.
         """
         own = self.tokens(model)
         if own.answers is None:
@@ -241,6 +294,12 @@ class SlotPrompts:
         Each value is tokenised in its place, and up to `CHECKED` combinations
         besides (all of them where there are no more), so that a slot is known to
         be one token at one position whatever the others hold.
+
+        Args:
+            model: whose tokenizer reads them.
+
+        Returns:
+            `SlotTokens`: tokens Int[prompt pos], and where the slots are.
 
         Raises:
             ValueError: a value of several tokens, a template that changes with its

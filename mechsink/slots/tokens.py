@@ -14,6 +14,23 @@ class SlotTokens:
     `names`, `positions` and `values` (tokens) are those of the slots, from left to
     right; every other position holds the same token in all prompts. `index`
     numbers the prompts among those they were taken from.
+
+    Attributes:
+        tokens: the prompts.
+        answers: right next token of each; None where none was given.
+        names: of the slots.
+        positions: of the slots.
+        values: tokens that each slot is drawn from.
+        index: numbers of the prompts.
+
+    Examples:
+        >>> tokens = torch.tensor([[9, 1, 8, 2], [9, 1, 8, 3], [9, 0, 8, 2]])
+        >>> slots = ms.SlotPrompts.from_tokens(tokens, slots=[1, 3])
+        >>> given = slots.tokens(ms.planted("induction").model)
+        >>> given.positions, [value.tolist() for value in given.values]
+        ((1, 3), [[0, 1], [2, 3]])
+        >>> given.picks(tokens).tolist()
+        [[1, 0], [1, 1], [0, 0]]
     """
 
     tokens: Int[Tensor, "prompt pos"]
@@ -44,7 +61,11 @@ class SlotTokens:
         )
 
     def redrawn(self, picks: Int[Tensor, "row slot"]) -> Int[Tensor, "row pos"]:
-        """Prompt 0 with its first slots, as many as given, set to picked values."""
+        """Prompt 0 with its first slots, as many as given, set to picked values.
+
+        Args:
+            picks: number of the value that each slot gets.
+        """
         rows = self.tokens[:1].repeat(len(picks), 1)
         for slot in range(picks.shape[1]):
             value = self.values[slot][picks[:, slot].to(rows.device)]
@@ -53,6 +74,9 @@ class SlotTokens:
 
     def picks(self, tokens: Int[Tensor, "row pos"]) -> Int[Tensor, "row slot"]:
         """Which value each slot holds in prompts of this template.
+
+        Args:
+            tokens: prompts.
 
         Raises:
             ValueError: another length, another template, or an unknown value.

@@ -10,6 +10,7 @@ from toy_tasks.planted.gates import and_gate, or_gate
 from toy_tasks.planted.induction import induction
 from toy_tasks.planted.letters import LABEL_POSITIONS, correct_letter
 from toy_tasks.planted.noisy import NoisyGate, noisy_gate
+from toy_tasks.planted.words import Words
 
 _BUILDERS: dict[str, Callable[..., Planted]] = {
     "induction": induction,
@@ -25,7 +26,13 @@ PLANTED: dict[str, Callable[..., Planted]] = {
     for name, build in _BUILDERS.items()
     for variant in ("plain", "grouped", "rms")
 }
-"""Every case with moderate attention, as a function of n_prompts, seed, .."""
+"""Every case with moderate attention, as a function of n_prompts, seed, ..
+
+Examples:
+    >>> from toy_tasks import PLANTED
+    >>> len(PLANTED), sorted(PLANTED["and"](n_prompts=4).edges)[0]
+    (18, ('a0.h0', 'm0'))
+"""
 
 SATURATED: dict[str, Callable[..., Planted]] = {
     f"{name}-saturated": partial(build, saturated=True)
@@ -39,6 +46,7 @@ __all__ = [
     "SATURATED",
     "NoisyGate",
     "Planted",
+    "Words",
     "and_gate",
     "backcopy",
     "backcopy_task",

@@ -15,7 +15,9 @@ Kind = Literal["softmax", "linear", "linear-mean"]
 
 
 class RegressionHeads(nn.Module):
-    """sum_h OV_h sum_i a_hi z_i, a_h the weights of scores z_i . KQ_h . z.
+    """One layer of heads that reads examples.
+
+    sum_h OV_h sum_i a_hi z_i, a_h the weights of scores z_i . KQ_h . z.
 
     The query z reads the examples z_i, not itself. `kind`: a softmax of the scores;
     "linear", the scores over `n_examples`, a constant that keeps the scale of the
@@ -25,11 +27,27 @@ class RegressionHeads(nn.Module):
     Initial weights are torch's defaults for linear layers, drawn from each seed
     alone.
 
+    Args:
+        d_in: entries of an input column.
+        n_heads: heads.
+        n_out: predictions, one a task.
+        seeds: one model each.
+        kind: "softmax", "linear" or "linear-mean".
+        n_examples: the constant of "linear".
+
     Raises:
         ValueError: no seeds, a size under 1 or an unknown kind.
 
     Source: He et al. 2025 (arXiv:2503.12734): the architecture, with scores over
     sqrt(d_in) and d_head = d_in.
+
+    Examples:
+        >>> from toy_tasks import LinearRegression, RegressionHeads
+        >>> task = LinearRegression(d=3)
+        >>> heads = RegressionHeads(task.d_in, n_heads=2, seeds=[0, 1])
+        >>> prompts = task.sample(batch=4, n_examples=10, seed=0)
+        >>> tuple(heads(prompts.inputs[None], prompts.query[None]).shape)
+        (2, 4, 1)
     """
 
     def __init__(
@@ -76,7 +94,14 @@ class RegressionHeads(nn.Module):
         kind: Kind | str = "softmax",
         n_examples: int = 40,
     ) -> "RegressionHeads":
-        """One model with these KQ and OV."""
+        """One model with these KQ and OV.
+
+        Args:
+            kq: scores' matrices.
+            ov: outputs' matrices.
+            kind: "softmax", "linear" or "linear-mean".
+            n_examples: the constant of "linear".
+        """
         n_heads, d_in, n_out = ov.shape
         model = cls(d_in, n_heads, n_out, kind=kind, n_examples=n_examples)
         model = model.to(kq.dtype)
@@ -106,7 +131,12 @@ class RegressionHeads(nn.Module):
         inputs: Float[Tensor, "#seed batch example d_in"],
         query: Float[Tensor, "#seed batch d_in"],
     ) -> Float[Tensor, "seed batch task"]:
-        """Predictions; inputs with a leading axis of 1 are shared by all seeds."""
+        """Predictions; inputs with a leading axis of 1 are shared by all seeds.
+
+        Args:
+            inputs: the examples, [x; y] each.
+            query: [x; 0].
+        """
         keys = torch.einsum(
             "shkq,sbq->sbhk", self.KQ, query.expand(len(self.seeds), -1, -1)
         )

@@ -47,7 +47,7 @@ class RegressionPrompts:
 
 @dataclass(frozen=True)
 class LinearRegression:
-    """y = w.x + noise, x ~ N(0, covariance), one w a prompt and task.
+    """Predict y = w.x + noise, x ~ N(0, covariance), one w a prompt and task.
 
     With several tasks each has its own y for the same x, and its own w, drawn from
     N(0, 1/n) on the n coordinates that it reads. For isotropic covariates y so has
@@ -64,6 +64,13 @@ class LinearRegression:
         ValueError: a size, variance, covariance or support that cannot be.
 
     Source: He et al. 2025 (arXiv:2503.12734).
+
+    Examples:
+        >>> from toy_tasks import LinearRegression
+        >>> task = LinearRegression(d=3, noise_variance=0.1)
+        >>> prompts = task.sample(batch=4, n_examples=10, seed=0)
+        >>> tuple(prompts.inputs.shape), task.zero_risk().tolist()
+        ((4, 10, 4), [1.1])
     """
 
     d: int = 5
@@ -103,7 +110,13 @@ class LinearRegression:
 
     @classmethod
     def correlated(cls, d: int = 5, rho: float = 0.5, **options: Any) -> Any:
-        """Covariance rho^|i - j|, the non-isotropic case of the published code."""
+        """Covariance rho^|i - j|, the non-isotropic case of the published code.
+
+        Args:
+            d: coordinates of x.
+            rho: correlation of neighbours, between -1 and 1.
+            options: other fields.
+        """
         rows = tuple(tuple(rho ** abs(i - j) for j in range(d)) for i in range(d))
         return cls(d=d, covariance=rows, **options)
 
@@ -146,6 +159,13 @@ class LinearRegression:
     ) -> RegressionPrompts:
         """Draw prompts; the same seed gives the same numbers, to rounding, anywhere.
 
+        Args:
+            batch: prompts.
+            n_examples: in each.
+            seed: of the draw.
+            dtype: of the numbers.
+            device: where they go.
+
         Raises:
             ValueError: `batch` or `n_examples` under 1.
         """
@@ -174,6 +194,9 @@ class LinearRegression:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "LinearRegression":
         """Rebuild what `to_json` wrote.
+
+        Args:
+            data: what `to_json` gave.
 
         Raises:
             ValueError: a field is unknown or missing.

@@ -47,15 +47,29 @@ def train_heads(
 
     Args:
         task: what to learn.
-        n_heads, kind: as in `RegressionHeads`.
+        n_heads: heads of each model.
         seeds: of weights and prompts; one model each.
         n_examples: in every prompt.
-        steps, batch, lr: updates, prompts in each, and the first step size.
+        steps: updates.
+        batch: prompts in each.
+        lr: the first step size.
         log_every: updates between two kept losses.
         progress: show a bar; None: only on a terminal.
+        kind: "softmax", "linear" or "linear-mean", as in `RegressionHeads`.
+
+    Returns:
+        A `HeadsRun`: `heads`, `initial`, and `losses`, Float[step seed], at `steps`.
 
     Raises:
         ValueError: `steps` or `batch` under 1, or what `RegressionHeads` refuses.
+
+    Source: He et al. 2025 (arXiv:2503.12734).
+
+    Examples:
+        >>> from toy_tasks import LinearRegression, train_heads
+        >>> run = train_heads(LinearRegression(d=3), steps=20, batch=8, log_every=10)
+        >>> run.steps, tuple(run.heads.KQ.shape)
+        ([0, 10, 19], (1, 2, 4, 4))
     """
     if steps < 1 or batch < 1:
         raise ValueError(

@@ -26,9 +26,25 @@ class RegressionTransformer(ToyTransformer):
     Args:
         d_in: entries of a column, task.d_in.
         operator: attention operator; None for plain softmax.
+        n_layers: blocks.
+        n_heads: heads a block.
         n_out: predictions, task.n_tasks.
-        options: fields of `ToyConfig`; set n_ctx to the examples and the query.
+        n_ctx: longest prompt: the examples and the query.
+        options: other fields of `ToyConfig`.
         seed: of the weights.
+
+    Raises:
+        ValueError: the options ask for what a `ToyConfig` refuses.
+
+    Source: prompts of He et al. 2025 (arXiv:2503.12734); the transformer is ours.
+
+    Examples:
+        >>> from toy_tasks import LinearRegression, RegressionTransformer
+        >>> task = LinearRegression(d=3)
+        >>> model = RegressionTransformer(task.d_in, n_ctx=11)
+        >>> prompts = task.sample(batch=4, n_examples=10, seed=0)
+        >>> tuple(model(prompts.sequence).shape)
+        (4, 1)
     """
 
     def __init__(
@@ -72,6 +88,9 @@ class RegressionTransformer(ToyTransformer):
     ) -> Float[Tensor, "batch task"]:
         """Predictions at the last position.
 
+        Args:
+            sequence: the examples, then the query.
+
         Raises:
             ValueError: the prompt is longer than `n_ctx`.
         """
@@ -83,7 +102,15 @@ class RegressionTransformer(ToyTransformer):
     def embed(
         self, sequence: Float[Tensor, "batch pos d_in"], start: int = 0
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Residual before layer 0; `start` is the position of the first column."""
+        """Residual before layer 0; `start` is the position of the first column.
+
+        Args:
+            sequence: the examples, then the query.
+            start: position of the first column.
+
+        Raises:
+            ValueError: a prompt longer than `n_ctx`.
+        """
         end = start + sequence.shape[1]
         if end > self.config.n_ctx:
             raise ValueError(
@@ -100,7 +127,12 @@ class RegressionTransformer(ToyTransformer):
     def update(
         self, optimizer: torch.optim.Optimizer, prompts: RegressionPrompts
     ) -> Float[Tensor, ""]:
-        """One optimiser step on the squared error; the loss before it."""
+        """One optimiser step on the squared error; the loss before it.
+
+        Args:
+            optimizer: of this model's parameters.
+            prompts: a batch.
+        """
         loss = (self(prompts.sequence) - prompts.y_query).square().mean()
         extra = self.extra_loss()
         optimizer.zero_grad()

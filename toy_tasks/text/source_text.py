@@ -43,13 +43,28 @@ class SourceText:
     - `bos_at=p`: one more `<s>` at position p;
     - `random_at=(a, b)`: tokens at a to b - 1 are uniform over all but `<s>`.
 
+    Args:
+        words: most frequent first.
+        digest: of the text, both parts.
+        python: whose library.
+        with_tests: whether the library's own tests are part of the text.
+        n_bos: tokens `<s>` that open a window.
+        bos_at: position of one more `<s>`.
+        random_at: positions a to b - 1 whose tokens are drawn evenly.
+
     Raises:
         ValueError: positions that overlap or are negative.
+
+    Examples:
+        >>> from toy_tasks import SourceText
+        >>> task = SourceText.from_library(n_words=50)
+        >>> task.decode(task.encode("def f(x):"))
+        'def f(x):'
     """
 
-    words: tuple[str, ...] = field(repr=False)  # most frequent first
-    digest: str  # of the text, both parts
-    python: str  # whose library
+    words: tuple[str, ...] = field(repr=False)
+    digest: str
+    python: str
     with_tests: bool = False
     n_bos: int = 1
     bos_at: int | None = None
@@ -86,6 +101,9 @@ class SourceText:
         Args:
             n_words: how many are tokens of their own; 0: characters alone.
             with_tests: with the library's own tests, three times the text.
+            n_bos: tokens `<s>` that open a window.
+            bos_at: position of one more `<s>`.
+            random_at: positions a to b - 1 whose tokens are drawn evenly.
 
         Raises:
             FileNotFoundError: the library's sources are not there.
@@ -135,6 +153,13 @@ class SourceText:
 
         `length` counts every token, `<s>` included. Windows may overlap.
 
+        Args:
+            batch: windows.
+            length: tokens of each.
+            seed: of the draw.
+            device: where the tokens go.
+            part: "training" or "held-out".
+
         Raises:
             ValueError: `batch` or `length` under 1, a window longer than the text, or
                 this Python's library is not the one of the task.
@@ -167,15 +192,30 @@ class SourceText:
         seed: int | tuple[int, ...],
         device: str | torch.device = "cpu",
     ) -> Int[Tensor, "batch length"]:
-        """Training sequences: `sample` of n_pos inputs and one token more."""
+        """Training sequences: `sample` of n_pos inputs and one token more.
+
+        Args:
+            batch: sequences.
+            n_pos: positions of the model.
+            seed: of the draw.
+            device: where the tokens go.
+        """
         return self.sample(batch, n_pos + 1, seed, device)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of any text, without `<s>`."""
+        """Token ids of any text, without `<s>`.
+
+        Args:
+            text: any.
+        """
         return encode(text, self._ids)
 
     def decode(self, tokens: Sequence[int] | Int[Tensor, " pos"]) -> str:
-        """The text of token ids, in order."""
+        """The text of token ids, in order.
+
+        Args:
+            tokens: token ids.
+        """
         vocab = self.vocab
         return "".join(vocab[int(token)] for token in tokens)
 
@@ -190,6 +230,9 @@ class SourceText:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "SourceText":
         """Rebuild what `to_json` wrote.
+
+        Args:
+            data: what `to_json` gave.
 
         Raises:
             ValueError: the data describes another task or lacks a part.

@@ -45,6 +45,21 @@ class AllForOneResult(Result):
     `table`: prompt, answer (token), full and af1 (the likeliest token of each),
     full_correct, af1_correct, full_logit, af1_logit (of the answer), full_logprob,
     af1_logprob (of the answer, nats).
+
+    Attributes:
+        wait: layer whose input was replaced.
+        peek: layers in which the last token saw all.
+
+    Examples:
+        >>> model = ms.planted("and").model
+        >>> prompts = ms.SlotPrompts(
+        ...     "x {A} x {B} =",
+        ...     {"A": "01", "B": "01"},
+        ...     lambda A, B: " yes" if A + B == "11" else " no",
+        ... )
+        >>> alone = ms.all_for_one(model, prompts, wait=0, peek=[])
+        >>> alone.full_accuracy, alone.accuracy, alone.kept
+        (1.0, 0.75, 0.75)
     """
 
     wait: int
@@ -106,11 +121,24 @@ def all_for_one(
             the alternatives.
         batch_size: prompts a pass, no effect on the result; None: what fits.
 
+    Returns:
+        An `AllForOneResult`, one row a prompt.
+
     Raises:
         ValueError: layers that don't fit, prompts without answers or beginning with
             a slot, or a model whose attention can't be edited.
 
     Source: Mamidanna et al. 2025 (arXiv:2509.09650).
+
+    Examples:
+        >>> model = ms.planted("and").model
+        >>> prompts = ms.SlotPrompts(
+        ...     "x {A} x {B} =",
+        ...     {"A": "01", "B": "01"},
+        ...     lambda A, B: " yes" if A + B == "11" else " no",
+        ... )
+        >>> ms.all_for_one(model, prompts, wait=0, peek=[0]).faithfulness
+        1.0
     """
     started = time.perf_counter()
     slots = task_tokens(model, slot_prompts)
@@ -137,6 +165,23 @@ def waiting_baselines(
 
     "zero", "mean" (over everything, the token itself redrawn), "resample" (another
     combination's residual), "no attention" and "self attention" (below `wait`).
+
+    Args:
+        model: a causal model whose attention can be edited.
+        slot_prompts: prompts as for `all_for_one`.
+        wait: the layer that waiting goes up to.
+        seed: of what is drawn for "resample".
+
+    Returns:
+        Name to what `all_for_one` takes as `means`; the first is "context mean".
+
+    Source: the baselines of Mamidanna et al. 2025 (arXiv:2509.09650).
+
+    Examples:
+        >>> model = ms.planted("and").model
+        >>> prompts = ms.SlotPrompts("x {A} x {B} =", {"A": "01", "B": "01"})
+        >>> list(ms.waiting_baselines(model, prompts, wait=0))
+        ['context mean', 'mean', 'resample', 'zero', 'no attention', 'self attention']
     """
     slots = as_slot_tokens(model, slot_prompts)
     means = context_means(model, slots, wait, seed=seed)

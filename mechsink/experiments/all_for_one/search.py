@@ -50,6 +50,24 @@ class AllForOneSearch(Result):
     `peeks`: wait, peek (layers, as text), n_peek, the shares, for every set tried at
     the chosen wait. `necessity`: undone (layers where the last token of the full
     model may not look at others), the shares, logprob (mean of the answer, nats).
+
+    Attributes:
+        found: whether a subgraph reached the target.
+        target: share of right answers that had to be kept.
+        message: what was found, in words.
+
+    Examples:
+        >>> model = ms.planted("and").model
+        >>> prompts = ms.SlotPrompts(
+        ...     "{F} {A} {G} {B} =",
+        ...     {"F": "uvwx", "A": "01", "G": "uvwx", "B": "01"},
+        ...     lambda F, A, G, B: " yes" if A + B == "11" else " no",
+        ... )
+        >>> found = ms.search_all_for_one(model, prompts, unseen="prompts")
+        >>> found.kept, list(found.table)
+        (1.0, ['wait', 'n_peek', 'train_kept', 'train_low', 'train_high', 'kept', 'low',
+        'high'])
+        >>> ax = found.plot()
     """
 
     peeks: pd.DataFrame
@@ -71,7 +89,11 @@ class AllForOneSearch(Result):
         return self._chosen("low"), self._chosen("high")
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """What is kept on unseen prompts against the waiting depth."""
+        """What is kept on unseen prompts against the waiting depth.
+
+        Args:
+            ax: where to draw; default: a new figure.
+        """
         with plotting.theme():
             ax = ax or plotting.new_axes()
             at, (colour, *_) = self.table["wait"], plotting.colours(1)
@@ -132,15 +154,30 @@ def search_all_for_one(
             least one of them; "prompts": prompts are set aside at random.
         exhaustive: size up to which all sets of peeking layers are tried.
         max_sets: sizes with more sets than this are not tried in full.
-        n_samples, exact_up_to: as in `context_means`.
+        n_samples: contexts drawn for each mean, as in `context_means`.
+        exact_up_to: combinations up to which all are run.
         seed: of the split and of sampled contexts.
         batch_size: prompts a pass; None: what fits.
+
+    Returns:
+        An `AllForOneSearch`; `found` says whether any subgraph reached the target.
 
     Raises:
         ValueError: numbers out of range, a model that gets too few prompts right to
             split, or what `all_for_one` refuses.
 
     Source: Mamidanna et al. 2025 (arXiv:2509.09650); search and split are ours.
+
+    Examples:
+        >>> model = ms.planted("and").model
+        >>> prompts = ms.SlotPrompts(
+        ...     "{F} {A} {G} {B} =",
+        ...     {"F": "uvwx", "A": "01", "G": "uvwx", "B": "01"},
+        ...     lambda F, A, G, B: " yes" if A + B == "11" else " no",
+        ... )
+        >>> found = ms.search_all_for_one(model, prompts, unseen="prompts")
+        >>> found.found, found.wait, found.peek
+        (True, 0, [0])
     """
     started = time.perf_counter()
     for name, share in (("target", target), ("train_share", train_share)):
@@ -219,8 +256,31 @@ def transfer(
 ) -> AllForOneResult:
     """The same waiting depth and peeking layers on other prompts, or another model.
 
+    Args:
+        result: what was found elsewhere.
+        model: a causal model whose attention can be edited.
+        slot_prompts: prompts with answers, as for `all_for_one`.
+        batch_size: prompts a pass; None: what fits.
+
+    Returns:
+        An `AllForOneResult`, one row a prompt.
+
     Raises:
         ValueError: the search found no subgraph, or as `all_for_one`.
+
+    Source: Mamidanna et al. 2025 (arXiv:2509.09650).
+
+    Examples:
+        >>> model = ms.planted("and").model
+        >>> bits = {"A": "01", "B": "01"}
+        >>> def both(A, B):
+        ...     return " yes" if A + B == "11" else " no"
+        >>> found = ms.all_for_one(
+        ...     model, ms.SlotPrompts("x {A} x {B} =", bits, both), wait=0, peek=[0]
+        ... )
+        >>> other = ms.SlotPrompts("u {A} v {B} =", bits, both)
+        >>> ms.transfer(found, model, other).faithfulness
+        1.0
     """
     if result.wait is None or result.peek is None:
         raise ValueError(

@@ -49,14 +49,27 @@ class MultipleChoiceResult(Result):
       patched_direct and total: how much the margin falls, directly and in all, when
       the node has its value of another question; category, with the attention of the
       last token behind it (head_categories.py); category is "MLP" for MLPs and ""
-      where not measured. direct, patched_direct and total have NAME_low and
-      NAME_high, 95 % bootstrap intervals over prompts.
-    `low_rank`, of the correct-letter heads, as `ms.low_rank`: queries cut at the last
+      where not measured: to_labels (all labels), to_last (itself), then shares of the
+      attention to labels: to_correct, follows (how often the right one has the most),
+      to_one (the most that a label has where it is not right), uneven (largest
+      distance from an equal share), all 0 to 1. direct, patched_direct and total have
+      NAME_low and NAME_high, 95 % bootstrap intervals over prompts.
+    `low_rank`, of the correct-letter heads, as in `LowRank`: queries cut at the last
       position, keys and values at the labels. Directions of "other" are those fitted
       on the given prompts. Empty where no head is of that kind.
     `accuracy`: labels, n, accuracy (the right label's logit is the largest of the
       labels'), low, high (Wilson), margin, margin_low, margin_high, error (largest
       relative error of the sum of parts).
+
+    Examples:
+        >>> from toy_tasks.planted import LABEL_POSITIONS
+        >>> case = ms.planted("letter", n_prompts=24)
+        >>> pairs = case.pairs
+        >>> choices = ms.Choices.at(pairs.clean, LABEL_POSITIONS, pairs.answers)
+        >>> found = ms.multiple_choice(case.model, choices, n_nodes=2)
+        >>> found.outputs[["layer", "component", "category"]].values.tolist()
+        [[1, 'h0', 'correct letter'], [0, 'h0', 'single letter']]
+        >>> ax = found.plot()
     """
 
     low_rank: pd.DataFrame
@@ -77,14 +90,23 @@ class MultipleChoiceResult(Result):
         return rows.assign(confirmed=up | down)
 
     def heads(self, kind: str) -> list[tuple[int, int]]:
-        """Output heads of a category, as (layer, head)."""
+        """Output heads of a category, as (layer, head).
+
+        Args:
+            kind: "correct letter", "single letter", "uniform", "amplification" or
+                "other".
+        """
         rows = self.outputs
         rows = rows.loc[rows["category"] == kind]
         pairs = zip(rows["layer"], rows["component"], strict=True)
         return [(int(layer), int(name[1:])) for layer, name in pairs]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Output nodes: direct part of the margin, coloured by category."""
+        """Output nodes: direct part of the margin, coloured by category.
+
+        Args:
+            ax: where to draw; default: a new figure.
+        """
         from matplotlib.patches import Patch
 
         rows = self.outputs.iloc[::-1]
@@ -147,10 +169,22 @@ def multiple_choice(
         centred: as in `low_rank`.
         seed: of bootstraps and of drawing another question where none is given.
 
+    Returns:
+        A `MultipleChoiceResult`, one row a head or MLP.
+
     Raises:
         ValueError: no such number of nodes; bad ranks; prompts that do not fit.
 
     Source: Lieberum et al. 2023 (arXiv:2307.09458), sections 3 and 4.
+
+    Examples:
+        >>> from toy_tasks.planted import LABEL_POSITIONS
+        >>> case = ms.planted("letter", n_prompts=24)
+        >>> pairs = case.pairs
+        >>> choices = ms.Choices.at(pairs.clean, LABEL_POSITIONS, pairs.answers)
+        >>> found = ms.multiple_choice(case.model, choices, n_nodes=2)
+        >>> found.heads("correct letter"), found.accuracy.accuracy.tolist()
+        ([(1, 0)], [1.0])
     """
     started = time.perf_counter()
     known = checked(model, "multiple_choice")

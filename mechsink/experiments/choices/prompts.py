@@ -33,6 +33,15 @@ class Choices:
     Raises:
         ValueError: shapes that do not match; fewer than two labels; a right answer or
             a position that is not there.
+
+    Examples:
+        >>> from toy_tasks.planted import LABEL_POSITIONS
+        >>> pairs = ms.planted("letter").pairs
+        >>> choices = ms.Choices.at(pairs.clean, LABEL_POSITIONS, pairs.answers)
+        >>> len(choices), tuple(choices.labels.shape)
+        (12, (12, 4))
+        >>> choices.weights[0]
+        tensor([-0.3333, -0.3333,  1.0000, -0.3333], dtype=torch.float64)
     """
 
     tokens: Rows
@@ -78,6 +87,12 @@ class Choices:
     ) -> "Choices":
         """Prompts whose labels are the answers themselves and stand at fixed places.
 
+        Args:
+            tokens: prompts.
+            places: positions of the labels, the same in every prompt.
+            answers: the right label's token of each prompt.
+            other: prompts with another right answer, as for the class.
+
         Raises:
             ValueError: an answer is none of its prompt's labels.
         """
@@ -96,6 +111,10 @@ class Choices:
         """A set made by `prompt_sets.multiple_choice`, as this model's tokens.
 
         Its corrupted prompts (another question on the same options) are `other`.
+
+        Args:
+            model: whose tokens they become.
+            prompts: the set.
 
         Raises:
             ValueError: another set; a label that is no token of its own here.
@@ -145,6 +164,9 @@ class Choices:
 
         Without `other`, another of these prompts, of the same length and with another
         right answer, drawn by `seed`.
+
+        Args:
+            seed: of drawing another question, where none is given.
 
         Raises:
             ValueError: there is no such prompt.

@@ -57,6 +57,19 @@ class SinkDynamics(Study):
     `table`: source (of `SOURCES`), seed, time (step size times steps), alpha (mean
     sink logit of non-trigger queries, nats), beta (norm of `<s>`'s value: logits, for
     "whole" units of the residual stream), loss (excess on non-trigger queries, nats).
+
+    Examples:
+        A study of made-up numbers, to be read as a measured one is:
+
+        >>> import pandas as pd
+        >>> from mechsink.experiments.study import as_claims
+        >>> times = [1.0, 10.0, 60.0, 80.0, 100.0]
+        >>> rows = [("reduced", 0, t, 0.5 * t**0.1, t**-0.5, 1 / t) for t in times]
+        >>> columns = ["source", "seed", "time", "alpha", "beta", "loss"]
+        >>> table = pd.DataFrame(rows, columns=columns)
+        >>> study = ms.SinkDynamics(table, {}, as_claims([]))
+        >>> list(study.slopes())
+        ['source', 'seed', 'until', 'alpha', 'beta', 'loss']
     """
 
     title: ClassVar[str] = "Does a sink grow as its reduced dynamics say?"
@@ -148,8 +161,18 @@ def sink_dynamics(
         quick: shorter trainings, under a minute; wider bands for them.
         progress: show a bar with time left; None: only on a terminal.
 
+    Returns:
+        A `SinkDynamics`, one row a source, seed and time.
+
     Raises:
         ValueError: fewer than two seeds.
+
+    Source: after the theory of Guo et al. 2024 (arXiv:2410.13835).
+
+    Examples:
+        >>> study = ms.sink_dynamics(seeds=[0, 1], quick=True, progress=False)
+        >>> study.table.source.unique().tolist()
+        ['reduced', 'constant', 'planted', 'whole']
     """
     seeds = list(range(5)) if seeds is None else list(seeds)
     if len(seeds) < 2:

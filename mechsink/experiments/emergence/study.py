@@ -44,6 +44,14 @@ class EmergenceStudy(Study):
     `OperatorStudy`, of position 0. `positions`: setting, seed, layer, head, position,
     score: sink score at the first ten. `trends`: as in
     `mechsink.experiments.emergence.trends.trend_table`. `meta["bed"]` names the bed.
+
+    Examples:
+        >>> study = ms.emergence(
+        ...     "runs", knobs=["learning rate"], quick=True, engine="here"
+        ... )
+        >>> list(study.table), list(study.positions)
+        (['setting', 'seed', 'layer', 'head', 'measure', 'value', 'seconds'],
+        ['setting', 'seed', 'layer', 'head', 'position', 'score'])
     """
 
     positions: pd.DataFrame
@@ -106,11 +114,27 @@ def emergence(
         knobs: such as "learning rate"; default: all, quick: some settings of some.
         seeds: default as many as the bed has, from 0; quick 0.
         quick: smaller and fewer steps, under a minute.
-        engine, workers, address, device, progress: as for `train_grid`.
+        engine: "pool", "here", "ray" or an `Engine`, as for `train_grid`.
+        workers: how many.
+        address: of a Ray cluster.
+        device: as for `toy_tasks.train`.
+        progress: show a bar with time left; None: only on a terminal.
+
+    Returns:
+        An `EmergenceStudy`.
 
     Raises:
         ValueError: no such bed or knob.
         RuntimeError: a training failed.
+
+    Source: Gu et al. 2024 (arXiv:2410.10781).
+
+    Examples:
+        >>> study = ms.emergence(
+        ...     "runs", knobs=["learning rate"], quick=True, engine="here"
+        ... )
+        >>> study.meta["bed"], study.trends.knob.unique().tolist()
+        ('bigram', ['learning rate'])
     """
     check_names("emergence", "bed", [bed], BEDS)
     on = BEDS[bed]

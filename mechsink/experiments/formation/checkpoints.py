@@ -16,13 +16,28 @@ from toy_tasks import BigramBackcopy, TrainRun, load_run
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model of a history: what `load_model` takes, with its options."""
+    """One model of a history: what `load_model` takes, with its options.
+
+    Args:
+        source: what `load_model` takes.
+        options: of `load_model`.
+
+    Examples:
+        >>> from toy_tasks import ToyConfig, ToyTransformer
+        >>> checkpoint = ms.Checkpoint(ToyTransformer(ToyConfig(d_vocab=9)))
+        >>> checkpoint.load().shape.d_vocab
+        9
+    """
 
     source: Any
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, **defaults: Any) -> Model:
-        """The model; `defaults` are options that this checkpoint does not set."""
+        """The model; `defaults` are options that this checkpoint does not set.
+
+        Args:
+            defaults: options of `load_model`.
+        """
         return load_model(self.source, **{**defaults, **self.options})
 
 
@@ -37,8 +52,17 @@ def checkpoints_of(
             {0: "step0", 1000: "step1000"}.
         options: passed to `load_model`, such as device= and dtype=.
 
+    Returns:
+        Step to `Checkpoint`, for `formation`.
+
     Raises:
         ValueError: no revisions.
+
+    Examples:
+        >>> revisions = {0: "step0", 1000: "step1000"}
+        >>> history = ms.checkpoints_of("EleutherAI/pythia-70m", revisions)
+        >>> history[1000].source, history[1000].options
+        ('EleutherAI/pythia-70m', {'revision': 'step1000'})
     """
     if not revisions:
         raise ValueError(

@@ -60,10 +60,25 @@ def formation(
             while the model is loaded.
         progress: show a bar with time left; None: only on a terminal.
 
+    Returns:
+        A `Formation`, one row a step, measure and, where it has them, layer and head.
+
     Raises:
         ValueError: no checkpoints, nothing to measure on, or a model whose
             vocabulary is not the task's.
         FileNotFoundError: no such run or model.
+
+    Source: Guo et al. 2024 (arXiv:2410.13835).
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from toy_tasks import PRESETS, train
+        >>> from toy_tasks.planted import backcopy_task
+        >>> preset = replace(PRESETS["bb-cpu"], steps=4, batch=4, checkpoints=(0, 4))
+        >>> run = train(backcopy_task(), preset, "run", progress=False)
+        >>> found = ms.formation(run, n_prompts=4, n_pos=12)
+        >>> found.steps, found.measures[:3]
+        ([0, 4], ['sink_score', 'sink_rate', 'sink_logit'])
     """
     history, own_task = as_checkpoints(checkpoints)
     task = own_task if task is None else task
@@ -93,6 +108,22 @@ class FormationRecorder:
 
     `result()` gives the timeline of the steps seen so far. Options are those of
     `formation`.
+
+    Args:
+        tokens: what to measure on, the same at every step: Int[batch pos] or a list.
+        task: splits queries and loss by trigger; default: no split.
+        position: the candidate sink, 0 for `<s>`.
+        eps: score above which a head counts in the sink rate.
+
+    Source: Guo et al. 2024 (arXiv:2410.13835).
+
+    Examples:
+        >>> from toy_tasks.planted import backcopy_task
+        >>> task = backcopy_task()
+        >>> recorder = ms.FormationRecorder(task.sample(4, 13, seed=0), task=task)
+        >>> recorder.add(0, ms.planted("backcopy").model)
+        >>> recorder.result().final("bos_markov").value.round(2).tolist()
+        [0.99, 0.19, 0.22]
     """
 
     def __init__(
@@ -116,7 +147,12 @@ class FormationRecorder:
         self.add(step, toy)
 
     def add(self, step: int, model: Model) -> None:
-        """Measure any model as the one after `step` updates."""
+        """Measure any model as the one after `step` updates.
+
+        Args:
+            step: updates made before.
+            model: any model.
+        """
         started = time.perf_counter()
         as_batches(model, self.texts.tokens)  # refuses what cannot be measured
         with torch.no_grad():

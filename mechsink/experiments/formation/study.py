@@ -51,6 +51,14 @@ class FormationStudy(Study):
     `table`: setting, seed, step, layer, head, measure, value, seconds; measures as in
     `mechsink.experiments.formation.moment.MEASURES`. `swaps`: setting, seed, swap,
     measure, value: excess risk after training (`mechsink.experiments.formation.swaps`).
+
+    Examples:
+        >>> study = ms.formation_study(
+        ...     "runs", settings=["1 layer"], quick=True, engine="here", progress=False
+        ... )
+        >>> list(study.table), list(study.swaps)
+        (['setting', 'seed', 'step', 'layer', 'head', 'measure', 'value', 'seconds'],
+        ['setting', 'seed', 'swap', 'measure', 'value'])
     """
 
     swaps: pd.DataFrame
@@ -107,11 +115,27 @@ def formation_study(
         settings: names of `SETTINGS`; default: all, quick: 1 layer and its ReLU.
         seeds: default 0 to 4, quick 0.
         quick: a smaller toy and fewer steps, under a minute.
-        engine, workers, address, device, progress: as for `train_grid`.
+        engine: "pool", "here", "ray" or an `Engine`, as for `train_grid`.
+        workers: how many.
+        address: of a Ray cluster.
+        device: as for `toy_tasks.train`.
+        progress: show a bar with time left; None: only on a terminal.
+
+    Returns:
+        A `FormationStudy`.
 
     Raises:
         ValueError: no such setting.
         RuntimeError: a training failed.
+
+    Source: Guo et al. 2024 (arXiv:2410.13835).
+
+    Examples:
+        >>> study = ms.formation_study(
+        ...     "runs", settings=["1 layer"], quick=True, engine="here", progress=False
+        ... )
+        >>> study.final.measure.nunique() > 5
+        True
     """
     names = settings or (["1 layer", "ReLU"] if quick else list(SETTINGS))
     check_names("formation_study", "setting", names, SETTINGS)

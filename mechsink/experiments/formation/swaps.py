@@ -78,9 +78,22 @@ def swap_effects(
         model: a toy trained on the task; its prompts open with `<s>`.
         tokens: from `task.sample`; the last token is only predicted.
         layer: whose heads, all of them, are swapped.
+        task: the toy's own.
 
     Returns:
         swap (of `SWAPS`), measure (as `toy_tasks.evaluate` names it), value in nats.
+
+    Source: the interventions of Guo et al. 2024 (arXiv:2410.13835); "masked" is ours.
+
+    Examples:
+        >>> from toy_tasks.planted import backcopy_task
+        >>> task = backcopy_task()
+        >>> model = ms.planted("backcopy").model
+        >>> found = ms.swap_effects(model, task, task.sample(8, 12, seed=0))
+        >>> costs = found.pivot(index="swap", columns="measure", values="value")
+        >>> costs.markov_excess.round(1).to_dict()
+        {'all to sink': 0.0, 'clean': 0.0, 'masked sink': 3.1, 'none': 0.0, 'zero head':
+        0.0, 'zero sink': 0.0}
     """
     rows = []
     tokens = tokens.to(model.device)

@@ -40,6 +40,14 @@ class Formation(Result):
     `mechsink.experiments.formation.moment.MEASURES`, means over prompts or queries. At
     layer l < n_layers, resid_* are of the input of block l, at n_layers of the last
     output.
+
+    Examples:
+        >>> recorder = ms.FormationRecorder(ms.planted("backcopy").pairs.clean)
+        >>> recorder.add(0, ms.planted("backcopy").model)
+        >>> found = recorder.result()
+        >>> found.steps, list(found.table)
+        ([0], ['step', 'layer', 'head', 'measure', 'value'])
+        >>> ax = found.plot_measure("sink_score")
     """
 
     @property
@@ -53,7 +61,11 @@ class Formation(Result):
         return self.table["measure"].unique().tolist()
 
     def final(self, measure: str) -> pd.DataFrame:
-        """Rows of one measure at the last step: layer, head, value."""
+        """Rows of one measure at the last step: layer, head, value.
+
+        Args:
+            measure: one of `measures`.
+        """
         is_last = self.table["step"] == self.steps[-1]
         here = is_last & (self.table["measure"] == self._known(measure))
         return pd.DataFrame(
@@ -79,7 +91,12 @@ class Formation(Result):
             return plotting.figure_of(axes[0])
 
     def plot_measure(self, measure: str, ax: Axes | None = None) -> Axes:
-        """One measure against training steps, a line a layer (mean over heads)."""
+        """One measure against training steps, a line a layer (mean over heads).
+
+        Args:
+            measure: one of `measures`.
+            ax: where to draw; default: a new figure.
+        """
         self._known(measure)
         with plotting.theme():
             ax = ax or plotting.new_axes()

@@ -55,6 +55,21 @@ def train_grid(
     Raises:
         ValueError: no settings, seeds twice, or a folder with other runs.
         RuntimeError: some runs failed; names them. The others are kept.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> import pandas as pd
+        >>> from toy_tasks import PRESETS
+        >>> from toy_tasks.planted import backcopy_task
+        >>> preset = replace(PRESETS["bb-cpu"], steps=4, batch=4)
+        >>> def last_loss(run):
+        ...     return pd.DataFrame({"loss": [run.history[-1]["loss"]]})
+        >>> settings = {"plain": ms.Setting(backcopy_task(), preset)}
+        >>> table = ms.train_grid(
+        ...     settings, "grid", last_loss, seeds=[0, 1], engine="here", progress=False
+        ... )
+        >>> list(table), len(table)
+        (['setting', 'seed', 'loss', 'seconds'], 2)
     """
     jobs = _jobs(settings, Path(folder).absolute(), measure, seeds, device)
     where = _engine(engine, workers, address, device)

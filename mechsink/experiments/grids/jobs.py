@@ -24,7 +24,19 @@ TICK = 25
 
 @dataclass(frozen=True)
 class Setting:
-    """One cell of a grid: what is trained on what; the seed comes later."""
+    """One cell of a grid: what is trained on what; the seed comes later.
+
+    Args:
+        task: what is learnt.
+        preset: how.
+
+    Examples:
+        >>> from toy_tasks import PRESETS
+        >>> from toy_tasks.planted import backcopy_task
+        >>> setting = ms.Setting(backcopy_task(), PRESETS["bb-cpu"])
+        >>> setting.preset.name, setting.task.d_vocab
+        ('bb-cpu', 9)
+    """
 
     task: Task
     preset: Preset

@@ -31,7 +31,17 @@ MANY = 50
 
 @dataclass(frozen=True)
 class NextTokenEntropy:
-    """Entropy of the next token at the last position, nats; needs no answers."""
+    """Entropy of the next token at the last position, nats; needs no answers.
+
+    Args:
+        reads: sites that the metric needs: none.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> found = ms.next_token_entropy(case.model.run(case.pairs.clean))
+        >>> bool((found < 1.0).all())
+        True
+    """
 
     reads: frozenset[Site] = frozenset()
     logits_read = "last"
@@ -44,7 +54,17 @@ class NextTokenEntropy:
 
 @dataclass(frozen=True)
 class AnswerIsRight:
-    """1 where the answer's logit exceeds the wrong one's, else 0: accuracy."""
+    """1 where the answer's logit exceeds the wrong one's, else 0: accuracy.
+
+    Args:
+        reads: sites that the metric needs: none.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> (group,) = case.pairs.tokens(case.model)
+        >>> ms.answer_is_right(case.model.run(group.clean), group).mean()
+        tensor(1.)
+    """
 
     reads: frozenset[Site] = frozenset()
     logits_read = "last"
@@ -73,6 +93,18 @@ class HeadProfile(Result):
     Student's t, NaN for a single one). `prompts`: prompt, layer, head, full,
     edited, effect. Intervals are of each head alone: the best of many is flattered,
     so confirm a choice on other prompts.
+
+    Attributes:
+        goal: "higher" or "lower": which metric is better.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> found = ms.profile_heads(
+        ...     case.model, case.pairs, ms.zero_head(), ms.logit_diff
+        ... )
+        >>> found.ranking()[-2:], list(found.table)  # the worst to lose
+        ([(0, 0), (1, 0)], ['layer', 'head', 'effect', 'low', 'high'])
+        >>> ax = found.plot()
     """
 
     prompts: pd.DataFrame
@@ -86,7 +118,11 @@ class HeadProfile(Result):
         return heads_of(order)
 
     def helpful(self, *, sure: bool = False) -> list[Head]:
-        """Heads whose edit helps; with `sure`, by their whole interval."""
+        """Heads whose edit helps; with `sure`, by their whole interval.
+
+        Args:
+            sure: only those whose whole interval helps.
+        """
         lower = self.goal == "lower"
         column = self.table[("high" if lower else "low") if sure else "effect"]
         return heads_of(self.table[column < 0 if lower else column > 0])
@@ -120,11 +156,23 @@ def profile_heads(
         heads: (layer, head) to try; default all.
         goal: whether a higher or a lower metric is better.
 
+    Returns:
+        A `HeadProfile`, one row a head.
+
     Raises:
         ValueError: no heads, or heads that the model lacks.
 
     Source: ZeroTuning (arXiv:2505.11739), ACT (ICML 2024), HeadHunter: the searches
     of each are this one with its edit.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> found = ms.profile_heads(
+        ...     case.model, case.pairs, ms.zero_head(), ms.logit_diff
+        ... )
+        >>> found.table.nsmallest(1, "effect")[["layer", "head", "effect"]].round(1)
+           layer  head  effect
+        0      0     0    -7.2
     """
     started = time.perf_counter()
     shape = model.shape

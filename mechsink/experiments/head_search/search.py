@@ -40,6 +40,12 @@ class ZeroTuningSearch(Result):
     `table`: layer, head, up, down, kind: mean effects with gamma above and below 1,
     and "up", "down" or "none" by the larger help. `grid`: gamma, value: the metric's
     mean with all heads of the larger class tuned together; gamma 1 is the plain model.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> found = ms.zero_tuning_search(case.model, case.pairs, ms.logit_diff)
+        >>> found.grid.gamma.tolist(), len(found.heads) == len(found.edit)
+        ([0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0], True)
     """
 
     grid: pd.DataFrame
@@ -75,15 +81,30 @@ def zero_tuning_search(
     together, or 1 if none beats the plain model.
 
     Args:
-        model, prompts, metric, heads, goal: as in `profile_heads`; with
-            `next_token_entropy` and goal="lower" it needs no answers.
+        model: any model whose patterns can be edited.
+        prompts: pairs, whose clean prompts are run, or tokens.
+        metric: a run to one number per prompt; `next_token_entropy` with goal="lower"
+            needs no answers.
         probe: the gamma of the profile, above 1.
         gammas: what is tried on the class, all above 0.
+        heads: (layer, head) to try; default all.
+        goal: whether a higher or a lower metric is better.
+
+    Returns:
+        A `ZeroTuningSearch`, one row a head.
 
     Raises:
         ValueError: probe not above 1, or as `profile_heads`.
 
     Source: ZeroTuning (arXiv:2505.11739).
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> found = ms.zero_tuning_search(
+        ...     case.model, case.pairs, ms.logit_diff, gammas=[0.5, 2.0], heads=[(1, 0)]
+        ... )
+        >>> found.kind, found.gamma
+        ('down', 0.5)
     """
     if not probe > 1:
         raise ValueError(f"zero_tuning_search: probe={probe}. Allowed: above 1.")
@@ -127,12 +148,28 @@ def act_search(
     on_heads(act_calibration(beta, theta), profile.helpful()).
 
     Args:
-        model, prompts, metric, goal: as in `profile_heads`.
-        beta, theta: as in `act_calibration`.
+        model: any model whose patterns can be edited.
+        prompts: pairs, whose clean prompts are run, or tokens.
+        metric: a run to one number per prompt.
+        beta: share of its attention that a sink keeps, as in `act_calibration`.
+        theta: mean attention from which a key is a sink.
         layers: those searched; default: all but the first two and the last, as in
             the paper, or all of a model with fewer than four layers.
+        goal: whether a higher or a lower metric is better.
+
+    Returns:
+        A `HeadProfile`, one row a head that was tried.
+
+    Raises:
+        ValueError: as `profile_heads`.
 
     Source: ACT (ICML 2024); keeping what beats the plain model is ours.
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> found = ms.act_search(case.model, case.pairs, ms.logit_diff)
+        >>> found.helpful()
+        []
     """
     n_layers = model.shape.n_layers
     if layers is None:

@@ -74,10 +74,20 @@ def linear_regression(
             one setting of two tasks, and no more seeds of two heads than of others.
         progress: show bars; None: only on a terminal.
 
+    Returns:
+        A `LinearRegressionStudy`.
+
     Raises:
         ValueError: fewer than two seeds, or one given twice.
 
     Source: He et al. 2025 (arXiv:2503.12734).
+
+    Examples:
+        >>> study = ms.linear_regression(
+        ...     seeds=[0, 1], steps=20, n_test=64, progress=False
+        ... )
+        >>> study.table.setting.nunique() > 3
+        True
     """
     seeds = list(seeds)
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):

@@ -24,7 +24,9 @@ class LinearRegressionStudy(Study):
     """Regression heads of several seeds, in several settings.
 
     `table`: setting, predictor ("heads", or one that needs no training), seed (NaN
-    for those), n_examples, and the columns of `toy_tasks.regression_risks.risks`;
+    for those), n_examples, risk (mean squared error),
+    above_bayes (less that of the Bayes predictor, prompt by prompt), excess (mean
+    squared distance from it), each with NAME_se, a standard error over prompts;
     from_step and from_debiased_step, the mean squared distance from the steps that
     are best at 40 examples, preconditioned where x is correlated or tasks are
     several. Linear heads have two predictors, which divide by the trained length
@@ -32,6 +34,13 @@ class LinearRegressionStudy(Study):
     `patterns`: setting, seed, head (NaN for a whole model), measure, value, at_init
     (the same at the seed's random initial weights).
     `weights`: setting, seed, head, matrix ("KQ" or "OV"), row, column, value.
+
+    Examples:
+        >>> study = ms.linear_regression(
+        ...     seeds=[0, 1], steps=20, n_test=64, progress=False
+        ... )
+        >>> list(study.weights)
+        ['setting', 'seed', 'head', 'matrix', 'row', 'column', 'value']
     """
 
     patterns: pd.DataFrame
@@ -59,7 +68,12 @@ class LinearRegressionStudy(Study):
         }
 
     def plot_heads(self, setting: str = "two heads", seed: int | None = None) -> Figure:
-        """Heat maps of a model's KQ, and of its OV; by default of the first seed."""
+        """Heat maps of a model's KQ, and of its OV; by default of the first seed.
+
+        Args:
+            setting: whose model.
+            seed: which; default: the first.
+        """
         table: Any = self.weights
         if seed is None:
             seed = int(table["seed"].min())

@@ -23,8 +23,19 @@ class SinkAttentionOf:
     `sink_attention(layer=, head=, position=)` gives. `uniform` is what heads that
     look at all tokens alike would score.
 
+    Args:
+        heads: (layer, head), each once.
+        position: of the sink, 0 for the first token.
+
     Raises:
         ValueError: no heads, or one given twice.
+
+    Examples:
+        >>> metric = ms.SinkAttentionOf(((0, 0), (0, 1)))
+        >>> round(metric.uniform(n_pos=4), 3)  # (1 + 1/2 + 1/3 + 1/4) / 4
+        0.521
+        >>> sorted(map(str, metric.reads))
+        ['L0H0.pattern', 'L0H1.pattern']
     """
 
     heads: tuple[tuple[int, int], ...]
@@ -51,12 +62,20 @@ class SinkAttentionOf:
         )
 
     def uniform(self, n_pos: int) -> float:
-        """Score of heads with uniform causal attention on `n_pos` tokens."""
+        """Score of heads with uniform causal attention on `n_pos` tokens.
+
+        Args:
+            n_pos: tokens a prompt.
+        """
         later = range(self.position, n_pos)
         return sum(1 / (query + 1) for query in later) / len(later)
 
     def by_head(self, run: Run) -> Float[Tensor, "prompt head"]:
-        """One score a prompt and head, in the order of `heads`."""
+        """One score a prompt and head, in the order of `heads`.
+
+        Args:
+            run: a run that read the heads' patterns.
+        """
         at = self.position
         columns = [
             at_least_float32(run.cache[site][:, at:, at]).mean(-1)
@@ -75,6 +94,18 @@ class ResidNorm:
 
     Layer l < n_layers is the input of block l (resid_pre), as in `residual_norms`;
     with `after` it is the output of block `layer` (resid_post).
+
+    Args:
+        layer: block.
+        position: which token, 0 for the first.
+        after: take the block's output.
+
+    Examples:
+        >>> case = ms.planted("backcopy")
+        >>> metric = ms.ResidNorm(layer=0)
+        >>> run = case.model.run(case.pairs.clean[:2], read=metric.reads)
+        >>> metric(run).round(decimals=2)
+        tensor([1.7300, 1.7300])
     """
 
     layer: int
@@ -111,8 +142,20 @@ def sink_attention_of(
         heads: (layer, head), each once.
         position: of the sink, 0 for the first token.
 
+    Returns:
+        A metric, 0 to 1; `uniform` is what heads that look at all alike score.
+
     Raises:
         ValueError: no heads, or one given twice.
+
+    Source: importance score of Gu et al. 2024 (arXiv:2410.10781), mean over heads.
+
+    Examples:
+        >>> case = ms.planted("backcopy")
+        >>> metric = ms.sink_attention_of([(0, 0)])
+        >>> run = case.model.run(case.pairs.clean[:2], read=metric.reads)
+        >>> metric(run).round(decimals=2)
+        tensor([0.7500, 0.6700])
     """
     return SinkAttentionOf(tuple((int(a), int(b)) for a, b in heads), position)
 
@@ -124,5 +167,15 @@ def resid_norm(layer: int, *, position: int = 0, after: bool = False) -> ResidNo
         layer: block; its input, or its output with `after`.
         position: which token, 0 for the first.
         after: take the block's output.
+
+    Returns:
+        A metric, 0 and more, in units of the residual stream.
+
+    Examples:
+        >>> case = ms.planted("backcopy")
+        >>> metric = ms.resid_norm(0, after=True)
+        >>> run = case.model.run(case.pairs.clean[:2], read=metric.reads)
+        >>> metric(run).shape
+        torch.Size([2])
     """
     return ResidNorm(layer, position, after)

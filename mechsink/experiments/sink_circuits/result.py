@@ -31,9 +31,31 @@ class SinkCircuit(Result):
     `edges`: source, target, the same numbers; `effect` by cutting that edge alone at
     the position. Only edges out of the nodes with the largest |effect|; none where
     the metric reads the residual stream, or top_edges=0.
-    `writes`, `residual`: `peak_tables`. `confirmation`: `confirmed`. `heads`: layer,
-    head, clean, ablated (attention to the position without the top nodes). `layer`
-    numbers in `writes` and `residual` are of the stream before a block.
+    `writes`: layer, component, share (of the norm there, along the stream's direction;
+    a layer's sum to 1), low, high, norm (of the write itself, in units of the stream).
+    `residual`: layer, norm, others (mean over other positions), ratio. `layer` numbers
+    in both are of the stream before a block.
+    `confirmation`: the metric with sets of nodes ablated: nodes ("clean", "top",
+    "random", "rest", "all"; "rotated": other tokens instead), draw (number of a random
+    set), n, components, value, low, high, change, change_low, change_high.
+    `heads`: layer, head, clean, ablated (attention to the position without the top
+    nodes).
+
+    Attributes:
+        peak_layer: before which block the position stands out most.
+        uniform: score of heads that attend to all alike; other metrics None.
+        outputs: targets that the metric reads.
+        graph: the fields of `Wires`.
+        clean: metric of each text, in its unit.
+        replaced: metric with every write at the position replaced.
+
+    Examples:
+        >>> case = ms.planted("backcopy")
+        >>> found = ms.sink_circuit(case.model, case.pairs.clean, heads=[(0, 0)])
+        >>> found.peak().head(1)[["component", "share"]].round(2).values.tolist()
+        [['m0', 0.64]]
+        >>> found.circuit(n=3).n_edges >= 1
+        True
     """
 
     edges: pd.DataFrame
@@ -43,12 +65,12 @@ class SinkCircuit(Result):
     heads: pd.DataFrame
     metric: str
     position: int
-    peak_layer: int  # before which block the position stands out most
-    uniform: float | None  # score of heads that attend to all alike; other metrics None
-    outputs: list[str]  # targets that the metric reads
-    graph: dict[str, Any]  # the fields of `Wires`
-    clean: list[float]  # metric of each text, in its unit
-    replaced: list[float]  # metric with every write at the position replaced
+    peak_layer: int
+    uniform: float | None
+    outputs: list[str]
+    graph: dict[str, Any]
+    clean: list[float]
+    replaced: list[float]
 
     @property
     def edge_scores(self) -> EdgeScores:
@@ -71,6 +93,9 @@ class SinkCircuit(Result):
     def circuit(self, n: int = 100) -> Circuit:
         """The `n` edges (or all, if fewer) of the largest |score|, loose ends dropped.
 
+        Args:
+            n: edges to choose.
+
         Raises:
             ValueError: edges were not scored, or n is below 0.
         """
@@ -80,6 +105,9 @@ class SinkCircuit(Result):
         """Who writes the stream before `layer` (default `peak_layer`), largest first.
 
         Rows of `writes`; shares of the norm along its direction, summing to 1.
+
+        Args:
+            layer: before which the stream is looked at.
 
         Raises:
             ValueError: no such layer.
@@ -127,7 +155,12 @@ class SinkCircuit(Result):
         return " ".join(words)
 
     def plot(self, ax: Axes | None = None, n: int = 12) -> Axes:
-        """Scores of the top components beside the effects of ablating them."""
+        """Scores of the top components beside the effects of ablating them.
+
+        Args:
+            ax: where to draw; default: a new figure.
+            n: how many are drawn.
+        """
         order = np.argsort(
             -self.table["effect"].fillna(0).abs().to_numpy()
             - 1e-9 * self.table["score"].abs().to_numpy(),

@@ -90,6 +90,9 @@ def sink_circuit(
         seed: of random sets, intervals and tests.
         progress: show a bar; default on a terminal only.
 
+    Returns:
+        A `SinkCircuit`, one row a component.
+
     Raises:
         ValueError: texts too short, a position, head or number out of range, no head
             that sinks, a metric that is NaN or depends on no component, a
@@ -98,6 +101,13 @@ def sink_circuit(
     Sources: threshold, Gu et al. 2024 (arXiv:2410.10781); residual peaks, Guo et al.
     2024 (arXiv:2410.13835); integrated gradients, Sundararajan et al. 2017
     (arXiv:1703.01365), Hanna et al. 2024 (arXiv:2403.17806).
+
+    Examples:
+        >>> case = ms.planted("backcopy")
+        >>> found = ms.sink_circuit(case.model, case.pairs.clean, heads=[(0, 0)])
+        >>> best = found.table.nlargest(1, "effect")
+        >>> best.component.tolist(), best.effect.round(2).tolist()
+        (['input'], [0.63])
     """
     started = time.perf_counter()
     numbers = {"steps": steps, "top": top, "together": together, "draws": draws}

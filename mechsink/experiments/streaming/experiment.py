@@ -72,8 +72,25 @@ def streaming(
             and memory are not judged.
         progress: show a bar with time left; None: only on a terminal.
 
+    Returns:
+        A `Streaming`, one row a policy and predicted token.
+
     Raises:
         ValueError: a text too short, sizes that do not fit, a model that can't stream.
+
+    Source: Xiao et al. 2023 (arXiv:2309.17453).
+
+    Examples:
+        >>> import transformers as hf
+        >>> config = hf.LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16,
+        ...                         num_hidden_layers=2, num_attention_heads=2)
+        >>> model = ms.load_model(hf.LlamaForCausalLM(config).eval())
+        >>> tokens = (torch.arange(60) ** 2 % 50)[None]
+        >>> study = ms.streaming(
+        ...     model, tokens, n_tokens=60, cache=6, sinks=2, recompute_every=2
+        ... )
+        >>> study.table.policy.unique().tolist()
+        ['window', 'sinks + window', '1 sink + window', 'dense', 'window read anew']
     """
     if quick:
         n_tokens, cache, recompute_every = min(n_tokens, 512), min(cache, 64), 10

@@ -30,6 +30,18 @@ class Streaming(Study):
     own context, the window read anew has every few tokens. `costs`: pass ("stream",
     all policies in one batch, or "dense"), start, tokens, seconds, cpu_seconds (this
     process, all threads), rss_mb, slots, cache_mb (largest of the batch; 2**20 bytes).
+
+    Examples:
+        >>> import transformers as hf
+        >>> config = hf.LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16,
+        ...                         num_hidden_layers=2, num_attention_heads=2)
+        >>> model = ms.load_model(hf.LlamaForCausalLM(config).eval())
+        >>> tokens = (torch.arange(60) ** 2 % 50)[None]
+        >>> study = ms.streaming(
+        ...     model, tokens, n_tokens=60, cache=6, sinks=2, recompute_every=2
+        ... )
+        >>> list(study.perplexity())
+        ['policy', 'whole text', 'beside dense', 'beside window read anew']
     """
 
     costs: pd.DataFrame
@@ -74,6 +86,9 @@ class Streaming(Study):
         The window read anew has other tokens than the rest, so that its own mean says
         little: its column is that of sinks + window plus the mean difference of the
         two on the tokens that they share.
+
+        Args:
+            every: tokens a stretch.
         """
         grid = _grid(self.table)
         difference = grid[ANEW] - grid[SINKS]
@@ -83,7 +98,11 @@ class Streaming(Study):
         return means.rename_axis("from token").reset_index()
 
     def cost_along(self, every: int = 1000) -> pd.DataFrame:
-        """Tokens a second and memory of each thousand tokens."""
+        """Tokens a second and memory of each thousand tokens.
+
+        Args:
+            every: tokens a stretch.
+        """
         costs = self.costs.assign(block=self.costs["start"] // every * every)
         sums = costs.groupby(["pass", "block"], sort=False).agg(
             tokens=("tokens", "sum"),
@@ -112,6 +131,9 @@ class Streaming(Study):
         """Perplexity of stretches of text by position, log scale, a line a policy.
 
         The window read anew is drawn as `along` estimates it.
+
+        Args:
+            ax: where to draw; default: a new figure.
         """
         every = -(-self._last // N_BLOCKS)
         shown = self.along(every).set_index("from token")

@@ -105,6 +105,15 @@ def active_dormant(
 
     Source: after Guo et al. 2024 (arXiv:2410.13835), who zero heads and move their
     attention to `<s>`; the contrast over texts and its tests are ours.
+
+    Examples:
+        >>> from toy_tasks.planted.dormant import dormant_head
+        >>> case = dormant_head()
+        >>> texts = {name: case.sample(name, 40, seed=1) for name in ("rest", "work")}
+        >>> model = ms.load_model(case.model)
+        >>> found = ms.active_dormant(model, texts, n_pos=16)
+        >>> found.heads(), found.confirmed()
+        ([(0, 2)], [(0, 2)])
     """
     started = time.perf_counter()
     tokens = domain_tokens(model, texts, n_pos, position)

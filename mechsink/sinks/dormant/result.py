@@ -35,6 +35,20 @@ class ActiveDormant(Result):
 
     `texts`: domain, text, layer, head, dormancy. `losses`: domain, text, layer, head,
     edit, full, edited; mean loss of a text's predicted tokens, nats.
+
+    Attributes:
+        domains: in the order given.
+        position: of the sink.
+
+    Examples:
+        >>> from toy_tasks.planted.dormant import dormant_head
+        >>> case = dormant_head()
+        >>> texts = {name: case.sample(name, 40, seed=1) for name in ("rest", "work")}
+        >>> model = ms.load_model(case.model)
+        >>> found = ms.active_dormant(model, texts, n_pos=16, confirm="none")
+        >>> found.rows_of().nlargest(1, "difference")[["layer", "head"]].values.tolist()
+        [[0, 2]]
+        >>> ax = found.plot()
     """
 
     confirmation: pd.DataFrame
@@ -69,7 +83,11 @@ class ActiveDormant(Result):
         return [head for head in pairs if head in kept]
 
     def confirmed(self, domain: str | None = None) -> list[Head]:
-        """(layer, head) of which zeroing costs more where the head is active."""
+        """(layer, head) of which zeroing costs more where the head is active.
+
+        Args:
+            domain: with more than two, the one that is asked about; default: any.
+        """
         found: Any = self.confirmation
         found = found[(found["edit"] == "zeroed") & found["is_confirmed"]]
         if domain is not None and "domain" in found:
@@ -78,6 +96,9 @@ class ActiveDormant(Result):
 
     def rows_of(self, domain: str | None = None) -> pd.DataFrame:
         """One row a head: the contrast of `domain`; of two domains there is only one.
+
+        Args:
+            domain: with more than two, whose contrast; default: the first.
 
         Raises:
             ValueError: an unknown domain.
@@ -106,6 +127,9 @@ class ActiveDormant(Result):
         have room are named. The cross
         is a head that attends evenly. With more than two domains: `domain`, the first
         by default, against the mean of the others.
+
+        Args:
+            ax: where to draw; default: a new figure.
         """
         table: Any = self.rows_of(domain)
         first = domain if domain and len(self.domains) > 2 else self.domains[0]
@@ -150,7 +174,12 @@ class ActiveDormant(Result):
         return ax
 
     def describe(self, q: float = 0.05, most: int = 10) -> str:
-        """What was found, in a few lines of plain text."""
+        """What was found, in a few lines of plain text.
+
+        Args:
+            q: q-value under which a head is named.
+            most: heads that are named.
+        """
         settings = self.meta["settings"]
         counts = settings["n_texts"]
         texts = ", ".join(f"{counts[name]} {name}" for name in self.domains)

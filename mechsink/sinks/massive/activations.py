@@ -31,12 +31,23 @@ class MassiveActivations(Result):
     `layers`: batch, layer, median, rank, pos, dim, value: the three largest
     entries by |value| of every prompt and layer, massive or not.
     Layer l < n_layers is the input of block l, layer n_layers the last output.
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> found = ms.massive_activations(model, model.to_tokens("b c d"))
+        >>> list(found.table), list(found.layers)
+        (['batch', 'layer', 'pos', 'dim', 'value', 'ratio'], ['batch', 'layer', 'rank',
+        'median', 'pos', 'dim', 'value'])
     """
 
     layers: pd.DataFrame
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Three largest |value| and the median by layer, means over prompts."""
+        """Three largest |value| and the median by layer, means over prompts.
+
+        Args:
+            ax: where to draw; default: a new figure.
+        """
         large = self.layers.assign(value=self.layers["value"].abs())
         tops = large.pivot_table(index="layer", columns="rank", values="value")
         medians = large.pivot_table(index="layer", values="median")
@@ -114,10 +125,20 @@ def massive_activations(
         threshold: least size, exclusive, in units of the residual stream.
         times: least multiple of the median, inclusive.
 
+    Returns:
+        `MassiveActivations`, one row an entry; none where nothing is massive.
+
     Raises:
         ValueError: no tokens, or a negative threshold.
 
     Source: definition of Sun et al. 2024 (arXiv:2402.17762).
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> found = ms.massive_activations(model, model.to_tokens("b c d"))
+        >>> largest = found.layers.groupby("layer").value.max()
+        >>> len(found.table), largest.round(1).to_dict()
+        (0, {0: 1.0, 1: 1.0})
     """
     if threshold < 0 or times < 0:
         raise ValueError(

@@ -48,6 +48,20 @@ class MassiveEffect(Result):
     n_layers is the input of block l (the output of block l - 1).
     `means`: layer, dim, is_first, mean, spread, n: what the values of such entries
     are over the reference prompts; `spread` is their standard deviation.
+
+    Attributes:
+        replacement: "zero", "mean", or a number, as text.
+        position: of the sink whose rate was counted.
+        eps: sink score above which a head counted.
+
+    Examples:
+        >>> case = ms.planted("backcopy")
+        >>> model, tokens = case.model, case.pairs.clean[:1]
+        >>> found = ms.massive_effect(model, tokens, entries=[(0, 0, 8)])
+        >>> list(found.table)
+        ['batch', 'entries', 'tokens', 'loss_before', 'loss_after', 'perplexity_before',
+        'perplexity_after', 'rate_before', 'rate_after', 'peak_before', 'peak_after',
+        'change']
     """
 
     entries: pd.DataFrame
@@ -66,7 +80,11 @@ class MassiveEffect(Result):
         return before, after
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Loss after against loss before, one dot a prompt."""
+        """Loss after against loss before, one dot a prompt.
+
+        Args:
+            ax: where to draw; default: a new figure.
+        """
         with plotting.theme():
             ax = ax or plotting.new_axes()
             before, after = self.table["loss_before"], self.table["loss_after"]
@@ -111,11 +129,21 @@ def massive_effect(
         position: of the sink whose rate is counted.
         eps: sink score above which a head counts.
 
+    Returns:
+        A `MassiveEffect`, one row a prompt.
+
     Raises:
         ValueError: no entries at all, entries that the model lacks, prompts of one
             token, an unknown replacement, or a mean without reference entries.
 
     Source: Sun et al. 2024 (arXiv:2402.17762), section on their role as biases.
+
+    Examples:
+        >>> case = ms.planted("backcopy")
+        >>> model, tokens = case.model, case.pairs.clean[:1]
+        >>> found = ms.massive_effect(model, tokens, entries=[(0, 0, 8)])
+        >>> found.table[["rate_before", "rate_after"]].round(2).values.tolist()
+        [[0.33, 0.0]]
     """
     started = time.perf_counter()
     _check_replacement(replacement)

@@ -35,6 +35,15 @@ class AttentionRhythm(Result):
     span_rest (the same without the sink's attention), sink (attention to it), group
     ("local", "global" or ""), means over prompts. The sink has its FAI in the table
     but is never an anchor.
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> tokens = model.to_tokens("b c a d e f g h a b c")
+        >>> found = ms.attention_rhythm(model, tokens, window=3, low=1, high=None)
+        >>> found.heads.group.value_counts().to_dict()
+        {'global': 1, '': 1, 'local': 1}
+        >>> found.series("waad").shape
+        torch.Size([12])
     """
 
     heads: pd.DataFrame
@@ -42,7 +51,15 @@ class AttentionRhythm(Result):
     sink: int
 
     def series(self, column: str, prompt: int = 0) -> Float[Tensor, " pos"]:
-        """One prompt's waad, fai or fai_plain, in the order of its tokens."""
+        """One prompt's waad, fai or fai_plain, in the order of its tokens.
+
+        Args:
+            column: "waad", "fai" or "fai_plain".
+            prompt: which.
+
+        Raises:
+            ValueError: another column, or no such prompt.
+        """
         here: Any = self.table[self.table["batch"] == prompt]
         if here.empty or column not in ("waad", "fai", "fai_plain"):
             raise ValueError(
@@ -56,6 +73,10 @@ class AttentionRhythm(Result):
 
         Positions before `window`, where WAAD can't reach its full range, and those
         without FAI are left out.
+
+        Args:
+            within: tokens after a preplan token in which an anchor counts.
+            seed: of random shifts.
 
         Raises:
             ValueError: prompts too short for that.
@@ -122,19 +143,30 @@ def attention_rhythm(
         model: any model.
         tokens: Int[batch pos], or a list of such tensors (see `measure`).
         window: largest distance that counts in WAAD, tokens.
-        low, high: queries that count in FAI, tokens after the key; None: to the end.
+        low: nearest query that counts in FAI, tokens after the key.
+        high: furthest query that counts; None: to the end.
         share: of all heads, the lowest by span are local, the highest global.
         split_by: "span", as in the paper, where a head that rests on the sink looks far
             back; "span_rest" leaves the sink's attention out.
         sink: position that is never an anchor.
-        peaks, top: which tokens are preplan (`waad_peaks`) and which anchors: the
-            `top` share by FAI.
+        peaks: which tokens are preplan: "maximum" or "jump" of WAAD.
+        top: anchors are the `top` share by FAI; for "jump", preplan tokens likewise.
+
+    Returns:
+        `AttentionRhythm`, one row a prompt and token.
 
     Raises:
         ValueError: settings out of range, too few heads to split, or the sink outside
             a prompt.
 
     Source: "Preplan-and-Anchor" (arXiv:2510.13554).
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> tokens = model.to_tokens("b c a d e f g h a b c")
+        >>> found = ms.attention_rhythm(model, tokens, window=3, low=1, high=None)
+        >>> list(found.table)
+        ['batch', 'pos', 'waad', 'fai', 'fai_plain', 'preplan', 'anchor']
     """
     if split_by not in ("span", "span_rest") or peaks not in ("maximum", "jump"):
         raise ValueError(
@@ -185,11 +217,22 @@ def credit_weights(
         prompt: which text.
         first: first token of the answer; earlier ones are not ranked and keep 1.
 
+    Returns:
+        1 or 1 + gain, one a token.
+
     Raises:
         ValueError: an unknown `on`, a share or prompt out of range.
 
     Source: "Preplan-and-Anchor" (arXiv:2510.13554), rewards at preplan and anchor
     tokens; the formula is ours, after the paper.
+
+    Examples:
+        >>> model = ms.planted("backcopy").model
+        >>> tokens = model.to_tokens("b c a d e f g h a b c")
+        >>> rhythm = ms.attention_rhythm(model, tokens, window=3, low=1, high=None)
+        >>> ms.credit_weights(rhythm, gain=0.5, on="anchor", first=2)
+        tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.5000, 1.0000, 1.0000, 1.0000, 1.5000,
+                1.0000, 1.0000, 1.0000])
     """
     if on not in ("preplan", "anchor", "both"):
         raise ValueError(

@@ -30,6 +30,13 @@ class RhythmCoupling(Result):
     `expected` is the mean of that over all shifts of the prompt. NaN without preplan
     tokens. `null`: shift (number), share: over all prompts together, once a shift.
     `p_value` is one-sided; NaN where nothing can be compared.
+
+    Examples:
+        >>> preplan = torch.arange(12) % 4 == 1
+        >>> found = ms.coupling_test([preplan], [preplan.roll(1)], within=1)
+        >>> found.share, round(found.expected, 2)
+        (1.0, 0.5)
+        >>> ax = found.plot()
     """
 
     null: pd.DataFrame
@@ -70,7 +77,8 @@ def coupling_test(
     is within reach of one, nothing can be told.
 
     Args:
-        preplan, anchor: one series a prompt, over the same positions.
+        preplan: which tokens are preplan, one series a prompt.
+        anchor: which are anchors, over the same positions.
         within: how many tokens after a preplan token an anchor still counts.
         seed: of random shifts.
         meta: what the result says of its origin.
@@ -82,6 +90,15 @@ def coupling_test(
     Raises:
         ValueError: no prompts, series of unequal lengths, `within` below 0 or as long
             as a prompt.
+
+    Source: coupling of WAAD and FAI peaks, "Preplan-and-Anchor" (arXiv:2510.13554);
+    the test is ours.
+
+    Examples:
+        >>> preplan = torch.arange(12) == 3
+        >>> found = ms.coupling_test([preplan], [preplan.roll(1)], within=1)
+        >>> found.share, round(found.p_value, 2)  # two shifts of twelve do as well
+        (1.0, 0.17)
     """
     lengths = [len(part) for part in preplan]
     if not lengths or lengths != [len(part) for part in anchor]:

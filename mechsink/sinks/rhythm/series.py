@@ -35,6 +35,13 @@ def waad(
 
     Raises:
         ValueError: a window under 1.
+
+    Source: "Preplan-and-Anchor" (arXiv:2510.13554).
+
+    Examples:
+        >>> even = torch.ones(4, 4).tril() / torch.tensor([1, 2, 3, 4])[:, None]
+        >>> ms.waad(even)
+        tensor([0.0000, 0.5000, 1.0000, 1.5000])
     """
     if window < 1:
         raise ValueError(f"waad: window={window}. Allowed: 1 and more tokens.")
@@ -65,6 +72,13 @@ def fai(
 
     Raises:
         ValueError: low under 1, or high under low.
+
+    Source: "Preplan-and-Anchor" (arXiv:2510.13554); horizons are ours, after the paper.
+
+    Examples:
+        >>> even = torch.ones(4, 4).tril() / torch.tensor([1, 2, 3, 4])[:, None]
+        >>> ms.fai(even, low=1, high=None)
+        tensor([0.3611, 0.2917, 0.2500,    nan])
     """
     if low < 1 or (high is not None and high < low):
         raise ValueError(

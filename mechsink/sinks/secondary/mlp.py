@@ -45,6 +45,16 @@ class MLPCreation(Result):
     (attn_out, resid_mid, or mlp_normed, which is x), `explained` their share of the
     variance; each unit component times sign * scale replaces x, and `cosine`
     compares what the MLP then writes, of norm `norm`, with the primaries' y.
+
+    Examples:
+        >>> from toy_tasks.planted.mlp_sinks import mlp_sinks
+        >>> case = mlp_sinks()
+        >>> model = ms.load_model(case.model)
+        >>> sinks = ms.secondary_sinks(model, case.tokens, more_than=1, fewer_than=4)
+        >>> made = ms.mlp_creation(model, case.tokens, sinks)
+        >>> list(made.summary()), list(made.directions)
+        (['layer', 'stage', 'group', 'mean', 'count'], ['layer', 'source', 'component',
+        'explained', 'sign', 'scale', 'cosine', 'norm'])
     """
 
     directions: pd.DataFrame
@@ -59,6 +69,9 @@ class MLPCreation(Result):
         """How many components make the primary's output, with either sign.
 
         Columns layer, source, scale, effective (|cosine| > threshold), components.
+
+        Args:
+            threshold: |cosine| from which a component counts.
         """
         keys = ["layer", "source", "scale", "component"]
         size: Any = self.directions["cosine"].abs()
@@ -68,7 +81,11 @@ class MLPCreation(Result):
         return counts.reset_index()
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Cosine by stage, one dot a position, sinks beside controls."""
+        """Cosine by stage, one dot a position, sinks beside controls.
+
+        Args:
+            ax: where to draw; default: a new figure.
+        """
         with plotting.theme():
             ax = ax or plotting.new_axes()
             shown: Any = self.table.dropna(subset=["cosine"])
@@ -113,6 +130,9 @@ def mlp_creation(
         n_components: at most so many a source.
         seed: of the choice of controls.
 
+    Returns:
+        An `MLPCreation`, one row a prompt, position and stage.
+
     Raises:
         ValueError: no sink of these labels, no scale or component, or sinks of other
             tokens.
@@ -120,6 +140,15 @@ def mlp_creation(
     Source: Secondary Attention Sinks (arXiv:2512.22213). Ours: cosines are taken with
     the primary of the same prompt, where it stands; y of several prompts is the mean
     of unit vectors.
+
+    Examples:
+        >>> from toy_tasks.planted.mlp_sinks import mlp_sinks
+        >>> case = mlp_sinks()
+        >>> model = ms.load_model(case.model)
+        >>> sinks = ms.secondary_sinks(model, case.tokens, more_than=1, fewer_than=4)
+        >>> made = ms.mlp_creation(model, case.tokens, sinks)
+        >>> list(made.table)
+        ['batch', 'pos', 'token', 'layer', 'group', 'stage', 'cosine']
     """
     started = time.perf_counter()
     if not scales or min(scales) <= 0 or n_components < 1:

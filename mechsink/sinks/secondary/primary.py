@@ -49,6 +49,16 @@ class PrimaryWeakening(Result):
     mean over the blocks that read an active primary and come before `creation`,
     `after` over those from `creation` on. Only a fall beyond the controls' speaks
     for the secondaries.
+
+    Examples:
+        >>> from toy_tasks.planted.mlp_sinks import mlp_sinks
+        >>> case = mlp_sinks()
+        >>> model = ms.load_model(case.model)
+        >>> sinks = ms.secondary_sinks(model, case.tokens, more_than=1, fewer_than=4)
+        >>> found = ms.primary_weakening(model, case.tokens, sinks)
+        >>> list(found.comparison)
+        ['batch', 'creation', 'is_control', 'measure', 'before', 'after', 'difference']
+        >>> ax = found.plot(measure="attention")
     """
 
     comparison: pd.DataFrame
@@ -65,7 +75,14 @@ class PrimaryWeakening(Result):
         ).reset_index()
 
     def plot(self, ax: Axes | None = None, *, measure: str = "attention") -> Axes:
-        """One measure by layer, with and without secondaries, means over prompts."""
+        """One measure by layer, with and without secondaries, means over prompts.
+
+        Args:
+            ax: where to draw; default: a new figure.
+
+        Raises:
+            ValueError: another measure.
+        """
         if measure not in MEASURES:
             raise ValueError(
                 f"PrimaryWeakening.plot: measure={measure!r}. Allowed: "
@@ -109,11 +126,23 @@ def primary_weakening(
         window: compare at most so many blocks on either side of a creation layer;
             default: all blocks that read an active primary.
 
+    Returns:
+        A `PrimaryWeakening`, one row a prompt and block.
+
     Raises:
         ValueError: no tokens, sinks of other tokens, or a window under 1.
 
     Source: Secondary Attention Sinks (arXiv:2512.22213); the comparison with prompts
     without secondaries is ours.
+
+    Examples:
+        >>> from toy_tasks.planted.mlp_sinks import mlp_sinks
+        >>> case = mlp_sinks()
+        >>> model = ms.load_model(case.model)
+        >>> sinks = ms.secondary_sinks(model, case.tokens, more_than=1, fewer_than=4)
+        >>> found = ms.primary_weakening(model, case.tokens, sinks)
+        >>> found.table.attention.round(2).tolist()  # even heads
+        [0.25, 0.25, 0.25, 0.25, 0.25, 0.25]
     """
     started = time.perf_counter()
     if window is not None and window < 1:

@@ -45,6 +45,21 @@ class SecondarySinks(Result):
     `primaries`: batch, pos, token, string, start, end (active layers, end left out),
     norm (mean over them), and the bounds of the labels, more_than < lifetime <
     fewer_than, with the rule that they come from.
+
+    Attributes:
+        n_layers: of the model.
+        cosine: the threshold.
+
+    Examples:
+        >>> from toy_tasks.planted.mlp_sinks import mlp_sinks
+        >>> case = mlp_sinks()
+        >>> model = ms.load_model(case.model)
+        >>> found = ms.secondary_sinks(model, case.tokens, more_than=1, fewer_than=4)
+        >>> found.levels().values.tolist()  # l_start, lifetime, count
+        [[3, 2, 2]]
+        >>> found.primaries[["pos", "start", "end"]].values.tolist()
+        [[0, 1, 5]]
+        >>> ax = found.plot()
     """
 
     layers: pd.DataFrame
@@ -53,17 +68,30 @@ class SecondarySinks(Result):
     cosine: float
 
     def labelled(self, label: str = "secondary") -> pd.DataFrame:
-        """Rows of one label."""
+        """Rows of one label.
+
+        Args:
+            label: "secondary", "bos_sink" or "noise".
+        """
         found: Any = self.table[self.table["label"] == label]
         return found.reset_index(drop=True)
 
     def levels(self, label: str = "secondary") -> pd.DataFrame:
-        """Sink levels: how many tokens share (l_start, lifetime); column count."""
+        """Sink levels: how many tokens share (l_start, lifetime); column count.
+
+        Args:
+            label: whose tokens are counted.
+        """
         found: Any = self.labelled(label).groupby(["l_start", "lifetime"])
         return found.size().rename("count").reset_index()
 
     def plot(self, ax: Axes | None = None, *, label: str = "secondary") -> Axes:
-        """Heat map of log(1 + count) over layer of creation and lifetime."""
+        """Heat map of log(1 + count) over layer of creation and lifetime.
+
+        Args:
+            ax: where to draw; default: a new figure.
+            label: whose tokens are counted.
+        """
         primaries: Any = self.primaries
         start, end = int(primaries["start"].min()), int(primaries["end"].max())
         grid = self.levels(label).pivot(
@@ -104,22 +132,31 @@ def secondary_sinks(
         candidates: where the primary may stand; the paper takes (0, 1), and
             (0, 1, 2) with a chat template.
         cosine: threshold, exclusive.
-        more_than, fewer_than: bounds of a secondary's lifetime in layers, both
-            exclusive. By default the published 4 and L - 15, in models of 24 layers
-            or more; in smaller ones fractions of the active range that are ours,
-            (end - start) / 7 and .65 (end - start).
+        more_than: lower bound of a secondary's lifetime in layers, exclusive. By
+            default the published 4, in models of 24 layers or more; in smaller ones a
+            fraction of the active range that is ours, (end - start) / 7.
+        fewer_than: upper bound, exclusive; likewise L - 15 or .65 (end - start).
         active: layers [start, end) to look in, for models whose primary grows in
             several steps; default: each prompt's own, as published.
 
     Returns:
-        Detection needs norms and cosines alone; a second pass over the prompts
-        that have such tokens reads their attention. Memory is linear in length.
+        `SecondarySinks`, one row a token. Detection needs norms and cosines alone; a
+        second pass over the prompts that have such tokens reads their attention. Memory
+        is linear in length.
 
     Raises:
         ValueError: no tokens, no token after the candidates, a model of one layer,
             layers that it lacks, or NaN in the residual stream.
 
     Source: Secondary Attention Sinks (arXiv:2512.22213).
+
+    Examples:
+        >>> from toy_tasks.planted.mlp_sinks import mlp_sinks
+        >>> case = mlp_sinks()
+        >>> model = ms.load_model(case.model)
+        >>> found = ms.secondary_sinks(model, case.tokens, more_than=1, fewer_than=4)
+        >>> found.table[["pos", "label", "l_start", "lifetime"]].values.tolist()
+        [[3, 'secondary', 3, 2], [7, 'secondary', 3, 2]]
     """
     started = time.perf_counter()
     _check_layers(model.shape.n_layers, active)

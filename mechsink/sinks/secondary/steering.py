@@ -35,11 +35,23 @@ def steer_mlp(
         first: first position that may change; the paper's positions > 2.
         threshold: least cosine, exclusive, and not its size: opposite outputs stay.
 
+    Returns:
+        Site to edit.
+
     Raises:
         ValueError: a negative size or position, or a threshold outside 0 to 1. The
             edit itself: a prompt without the position `primary`.
 
     Source: Secondary Attention Sinks (arXiv:2512.22213).
+
+    Examples:
+        >>> from toy_tasks.planted.mlp_sinks import mlp_sinks
+        >>> case = mlp_sinks()
+        >>> model = ms.load_model(case.model)
+        >>> site = ms.Site("mlp_out", 3)
+        >>> edit = ms.steer_mlp(3, size=10.0)
+        >>> model.run(case.tokens, read=[site], edit=edit).cache[site][0, :, 7].tolist()
+        [40.0, 0.0, 0.0, 10.0, 0.0, 0.0, 0.0, 10.0]
     """
     if size < 0 or first < 0 or primary < 0 or not 0 <= threshold < 1:
         raise ValueError(

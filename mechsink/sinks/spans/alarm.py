@@ -32,10 +32,23 @@ class SaliencyAlarm(Result):
     the keys asked for), baseline (mean of up to `window` earlier ones), ratio
     (saliency / baseline), alarm (ratio below `below`). NaN, and no alarm, where there
     are no such keys, or nothing earlier, or only zeros, to compare with.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> tokens = model.to_tokens("A B C D A B C D")
+        >>> found = ms.saliency_alarm(model, tokens, n_prompt=6, window=2)
+        >>> list(found.table)
+        ['batch', 'pos', 'token', 'saliency', 'baseline', 'ratio', 'alarm']
+        >>> ax = found.plot()
     """
 
     def plot(self, ax: Axes | None = None, *, prompt: int = 0) -> Axes:
-        """Saliency and its baseline along the new tokens; alarms are marked."""
+        """Saliency and its baseline along the new tokens; alarms are marked.
+
+        Args:
+            ax: where to draw; default: a new figure.
+            prompt: which.
+        """
         here: Any = self.table[self.table["batch"] == prompt]
         with plotting.theme():
             ax = ax or plotting.new_axes()
@@ -72,11 +85,21 @@ def saliency_alarm(
         below: share of the recent tokens' saliency under which to raise the alarm.
         layers: default: all.
 
+    Returns:
+        A `SaliencyAlarm`, one row a prompt and new token.
+
     Raises:
         ValueError: no generated tokens, a span outside the prompt, `window` under 1 or
             `below` not above 0.
 
     Source: LVLMs-Saliency.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> tokens = model.to_tokens("A B C D A B C D")
+        >>> found = ms.saliency_alarm(model, tokens, n_prompt=6, window=2)
+        >>> found.table[["pos", "alarm"]].values.tolist()
+        [[6, False], [7, False], [8, False]]
     """
     n_pos = tokens.shape[1]
     wrong = span is not None and not all(0 <= key < n_prompt for key in span)
@@ -134,7 +157,8 @@ def candidate_saliency(
         n_prompt: length of the prompts, where the keys are the last `window` tokens
             of the answer so far.
         span: or keys in the prompt.
-        window, layers: as in `saliency_alarm`.
+        window: tokens of the answer that count as recent.
+        layers: default: all.
 
     Returns:
         A function of texts, Int[batch pos], and candidates, Int[batch candidate], to
@@ -143,6 +167,16 @@ def candidate_saliency(
 
     Raises:
         ValueError: neither or both of n_prompt and span.
+
+    Source: LVLMs-Saliency; the keys that count are ours.
+
+    Examples:
+        >>> model = ms.planted("induction").model
+        >>> saliency = ms.candidate_saliency(model, span=range(1, 5))
+        >>> tokens = model.to_tokens("A B C D A")
+        >>> found = saliency(tokens, torch.tensor([[1, 2]]))  # B, C
+        >>> bool(found[0, 0] < found[0, 1])
+        True
     """
     if (n_prompt is None) == (span is None):
         raise ValueError(

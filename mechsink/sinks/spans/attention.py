@@ -35,10 +35,22 @@ class SpanAttention(Result):
     queries after the span: `mass` of attention to the span, `sink_ratio` the sinks'
     share of it (NaN where the span has no sink), `centric` the share of queries
     for which the head is image-centric, 0 to 1.
+
+    Examples:
+        >>> case = ms.planted("letter")
+        >>> found = ms.span_attention(case.model, case.pairs.clean, range(1, 9), [1])
+        >>> found.sensitivity(layer=1).shape
+        torch.Size([3])
+        >>> (1, 0) in found.centric_heads()
+        True
     """
 
     def sensitivity(self, layer: int) -> Float[Tensor, " head"]:
-        """A layer's heads by their mass on the span, mean over prompts, 0 to 1."""
+        """A layer's heads by their mass on the span, mean over prompts, 0 to 1.
+
+        Args:
+            layer: block.
+        """
         here: Any = self.table[self.table["layer"] == layer]
         masses = here.groupby("head")["mass"].mean().sort_index()
         return torch.tensor(masses.to_numpy())
@@ -108,10 +120,23 @@ def span_attention(
         tokens: Int[batch pos], or a list of such tensors (see `measure`).
         span: marked positions, the same in every prompt, with tokens after them.
         sinks: sink positions, for all layers or by layer.
-        rho, least: as in `var_redistribution`.
+        rho: largest share of the span's attention that its sinks may have.
+        least: least attention to the span.
+
+    Returns:
+        `SpanAttention`, one row a prompt, layer and head.
 
     Raises:
         ValueError: a span outside a prompt, or at its very end.
+
+    Source: VAR, Visual Attention Sink: image-centric heads; a span of text is ours.
+
+    Examples:
+        >>> case = ms.planted("letter")
+        >>> found = ms.span_attention(case.model, case.pairs.clean, range(1, 9), [1])
+        >>> here = found.table.query("layer == 1 and head == 0")
+        >>> here[["mass", "centric"]].mean().round(2).to_dict()
+        {'mass': 0.99, 'centric': 1.0}
     """
     by_layer = (
         sinks

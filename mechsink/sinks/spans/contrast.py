@@ -38,7 +38,8 @@ def map_contrast(
     1 / n everywhere. A large floor contrasts less; 0 leaves the plain ratio.
 
     Args:
-        specific, general: attention to each token of the span, 0 and more.
+        specific: attention to each token of the span under the task, 0 and more.
+        general: the same under a general request.
         floor: keeps tokens that get next to nothing in both from standing out.
 
     Returns:
@@ -47,6 +48,14 @@ def map_contrast(
 
     Raises:
         ValueError: negative attention, or a floor below 0.
+
+    Source: CARVE (arXiv:2509.06461); the floor in both parts is ours.
+
+    Examples:
+        >>> general = torch.tensor([0.4, 0.4, 0.2])
+        >>> specific = torch.tensor([0.2, 0.6, 0.2])
+        >>> ms.map_contrast(specific, general, floor=0.0)
+        tensor([0.1667, 0.5000, 0.3333])
     """
     if floor < 0 or bool((specific < 0).any()) or bool((general < 0).any()):
         raise ValueError(
@@ -70,6 +79,15 @@ class SpanContrast(Result):
     `table`: batch (prompt), layer, pos, specific, general, contrast. The two maps are
     shares of attention from the last token, heads averaged; `contrast` sums to 1 over
     the span, so 1 / len(span) is even.
+
+    Examples:
+        >>> model = ms.planted("letter").model
+        >>> specific = model.to_tokens("sun A owl B key C map D key")
+        >>> general = model.to_tokens("sun A owl B key C map D fox")
+        >>> found = ms.span_contrast(model, specific, general, range(1, 9))
+        >>> found.kept(share=0.25, layers=[1])
+        [2, 6]
+        >>> ax = found.plot()
     """
 
     span: list[int]
@@ -77,7 +95,15 @@ class SpanContrast(Result):
     def contrast(
         self, prompt: int = 0, *, layers: Collection[int] | None = None
     ) -> Float[Tensor, " span"]:
-        """The contrast of the span's tokens, mean over layers (default: all)."""
+        """The contrast of the span's tokens, mean over layers (default: all).
+
+        Args:
+            prompt: which.
+            layers: which; default: all.
+
+        Raises:
+            ValueError: no such prompt or layers.
+        """
         here: Any = self.table[self.table["batch"] == prompt]
         if layers is not None:
             here = here[here["layer"].isin(list(layers))]
@@ -98,6 +124,11 @@ class SpanContrast(Result):
         layers: Collection[int] | None = None,
     ) -> list[int]:
         """The top `share` of the span's tokens by contrast, at least one, in order.
+
+        Args:
+            share: of the span's tokens, above 0 to 1.
+            prompt: which.
+            layers: which; default: all.
 
         Raises:
             ValueError: a share outside 0 to 1.
@@ -125,13 +156,20 @@ class SpanContrast(Result):
 
         Args:
             on_layers: where to hide them; all layers: as if they were not there.
-            share, prompt, layers: as in `kept`.
+            share: as in `kept`.
+            prompt: as in `kept`.
+            layers: as in `kept`.
         """
         kept = set(self.kept(share, prompt, layers=layers))
         return at_layers(hide_span([p for p in self.span if p not in kept]), on_layers)
 
     def plot(self, ax: Axes | None = None, *, prompt: int = 0) -> Axes:
-        """Both maps, as shares of the span, and their contrast, mean over layers."""
+        """Both maps, as shares of the span, and their contrast, mean over layers.
+
+        Args:
+            ax: where to draw; default: a new figure.
+            prompt: which.
+        """
         here: Any = self.table[self.table["batch"] == prompt]
         means = here.groupby("pos")[["specific", "general", "contrast"]].mean()
         means = means / means.sum()
@@ -165,10 +203,21 @@ def span_contrast(
         span: marked positions, with tokens after them.
         floor: as in `map_contrast`.
 
+    Returns:
+        A `SpanContrast`, one row a prompt, layer and token of the span.
+
     Raises:
         ValueError: prompts that differ up to the span's end, or as `span_tokens`.
 
     Source: CARVE (arXiv:2509.06461).
+
+    Examples:
+        >>> model = ms.planted("letter").model
+        >>> specific = model.to_tokens("sun A owl B key C map D key")
+        >>> general = model.to_tokens("sun A owl B key C map D fox")
+        >>> found = ms.span_contrast(model, specific, general, range(1, 9))
+        >>> found.table.query("layer == 1").nlargest(1, "contrast").pos.tolist()  # C
+        [6]
     """
     n, end = len(specific), max(span, default=-1) + 1
     if len(general) == 1:

@@ -36,6 +36,14 @@ class DebiasedPositions(Result):
     padding), trend (fitted over prompts, NaN on padding), debiased (same level and
     unit as attention), rank_before, rank_after (1: most, within a prompt and layer;
     equals by position), is_padding.
+
+    Examples:
+        >>> case = ms.planted("letter")
+        >>> found = ms.debias_positions(case.model, case.pairs.clean, range(1, 9))
+        >>> list(found.table)
+        ['batch', 'layer', 'pos', 'attention', 'trend', 'debiased', 'rank_before',
+        'rank_after', 'is_padding']
+        >>> ax = found.plot()
     """
 
     span: list[int]
@@ -50,6 +58,9 @@ class DebiasedPositions(Result):
             prompt: which prompt.
             layer: that of one layer; default: the mean over layers.
             plain: by attention as it was, for comparison.
+
+        Raises:
+            ValueError: no such prompt or layer.
         """
         here: Any = self.table[(self.table["batch"] == prompt)]
         here = here[~here["is_padding"].astype(bool)]
@@ -66,7 +77,12 @@ class DebiasedPositions(Result):
         return sorted(int(pos) for pos in means.nlargest(n).index)
 
     def plot(self, ax: Axes | None = None, *, layer: int | None = None) -> Axes:
-        """Mean attention by position, before and after, with the trend."""
+        """Mean attention by position, before and after, with the trend.
+
+        Args:
+            ax: where to draw; default: a new figure.
+            layer: which; default: the mean over layers.
+        """
         here: Any = self.table[~self.table["is_padding"].astype(bool)]
         if layer is not None:
             here = here[here["layer"] == layer]
@@ -200,14 +216,26 @@ def debias_positions(
         padding: which of the span's tokens are padding: 0 and last in rank.
         reading: attention from the last token ("summary") or mean over all tokens
             after the span ("spatial"), heads averaged, as in `span_tokens`.
-        fit, degree: of the trend, as in `positional_trend`.
-        remove: as in `without_trend`.
+        fit: of the trend: "polynomial", "isotonic" or "mean" (of many prompts).
+        degree: of the polynomial.
+        remove: "divide" by the trend, where it multiplies, or "subtract" it.
+
+    Returns:
+        `DebiasedPositions`, one row a prompt, layer and token of the span.
 
     Raises:
         ValueError: as `span_tokens`, `positional_trend` and `without_trend`; padding
             of another shape.
 
     Source: Attention Debiasing for Token Pruning; fits ours.
+
+    Examples:
+        >>> case = ms.planted("letter")
+        >>> found = ms.debias_positions(case.model, case.pairs.clean, range(1, 9))
+        >>> case.model.to_strings(case.pairs.clean[0])
+        ['<s>', 'key', 'A', 'map', 'B', 'cup', 'C', 'hat', 'D', 'cup']
+        >>> found.kept(1, prompt=0, layer=1)  # the label after the question's content
+        [6]
     """
     found = span_tokens(model, tokens, span)
     table: Any = found.table[["batch", "layer", "pos", reading]]

@@ -32,6 +32,14 @@ class AttentionSaliency(Result):
     averaged: `last`, in the row of the last query, which makes the prediction; `all`,
     summed over all queries' rows. In units of L, nats by default; 0: to change this
     weight by a share of itself would change nothing.
+
+    Examples:
+        >>> model = ms.planted("letter").model
+        >>> tokens = model.to_tokens("sun A owl B key C map D key")
+        >>> found = ms.attention_saliency(model, tokens)
+        >>> found.of([6]) > found.of([2, 4, 8])  # C against other labels
+        True
+        >>> ax = found.plot()
     """
 
     def of(
@@ -43,6 +51,12 @@ class AttentionSaliency(Result):
         column: str = "last",
     ) -> float:
         """Mean over a span's tokens and layers (default: all).
+
+        Args:
+            span: positions.
+            prompt: which.
+            layers: which; default: all.
+            column: "last" or "all".
 
         Raises:
             ValueError: no such tokens.
@@ -61,7 +75,12 @@ class AttentionSaliency(Result):
         return float(here[column].mean())
 
     def plot(self, ax: Axes | None = None, *, prompt: int = 0) -> Axes:
-        """Heat map, position by layer, of the last query's row."""
+        """Heat map, position by layer, of the last query's row.
+
+        Args:
+            ax: where to draw; default: a new figure.
+            prompt: which.
+        """
         here: Any = self.table[self.table["batch"] == prompt]
         grid = here.pivot(index="layer", columns="pos", values="last")
         grid = grid.rename_axis(columns="position")
@@ -122,10 +141,20 @@ def attention_saliency(
         prompts: handed to `metric`.
         layers: default: all.
 
+    Returns:
+        `AttentionSaliency`, one row a prompt, layer and position.
+
     Raises:
         ValueError: both targets and a metric, or as `gradients`.
 
     Source: LVLMs-Saliency.
+
+    Examples:
+        >>> model = ms.planted("letter").model
+        >>> tokens = model.to_tokens("sun A owl B key C map D key")
+        >>> found = ms.attention_saliency(model, tokens)
+        >>> found.table.query("layer == 1").nlargest(1, "last").pos.tolist()  # C
+        [6]
     """
     if targets is not None and metric is not None:
         raise ValueError(

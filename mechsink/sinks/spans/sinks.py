@@ -46,10 +46,24 @@ def sink_dimensions(
         model: any model.
         tokens: Int[batch pos], or a list of such tensors.
         position: the known sink.
-        threshold, times: as in `massive_activations`.
+        threshold: least size, exclusive, in units of the residual stream.
+        times: least multiple of the median |h|, inclusive.
+
+    Returns:
+        Numbers of dimensions, ascending.
 
     Raises:
         ValueError: nothing is massive there.
+
+    Source: VAR, Visual Attention Sink, finds them by hand; massive activations of Sun
+    et al. 2024 (arXiv:2402.17762).
+
+    Examples:
+        >>> from toy_tasks.planted.mlp_sinks import mlp_sinks
+        >>> case = mlp_sinks()
+        >>> model = ms.load_model(case.model)
+        >>> ms.sink_dimensions(model, case.tokens, threshold=50.0)
+        [7]
     """
     found = massive_activations(model, tokens, threshold=threshold, times=times)
     here: Any = found.table[found.table["pos"] == position]
@@ -80,13 +94,28 @@ class SpanSinks(Result):
 
     `table`: batch (prompt), layer, pos, phi, is_sink, in_span; phi of the layer's
     input. `span`: the marked positions; `tau`: the threshold of phi.
+
+    Examples:
+        >>> from toy_tasks.planted.mlp_sinks import mlp_sinks
+        >>> case = mlp_sinks()
+        >>> model = ms.load_model(case.model)
+        >>> found = ms.span_sinks(model, case.tokens, range(1, 5), dims=[7], tau=2.0)
+        >>> found.positions(layer=4)
+        [0, 3, 7]
+        >>> [str(site) for site in found.edits()]
+        ['L2.pattern', 'L3.pattern', 'L4.pattern', 'L5.pattern']
     """
 
     span: list[int]
     tau: float
 
     def positions(self, layer: int, prompt: int = 0) -> list[int]:
-        """All sinks of one prompt at a layer's input, in the span or not."""
+        """All sinks of one prompt at a layer's input, in the span or not.
+
+        Args:
+            layer: block.
+            prompt: which.
+        """
         table: Any = self.table
         chosen = (table["layer"] == layer) & (table["batch"] == prompt)
         return table[chosen & table["is_sink"]]["pos"].tolist()
@@ -100,7 +129,15 @@ class SpanSinks(Result):
         rho: float = 0.5,
         least: float = 0.2,
     ) -> dict[Site, Edit]:
-        """VAR for one prompt: `var_redistribution` from layer `first_layer` on."""
+        """VAR for one prompt: `var_redistribution` from layer `first_layer` on.
+
+        Args:
+            prompt: which.
+            first_layer: first block that is edited.
+            keep: as in `var_redistribution`.
+            rho: as in `var_redistribution`.
+            least: as in `var_redistribution`.
+        """
         layers = range(first_layer, int(self.table["layer"].to_numpy().max()) + 1)
         return {
             Site("pattern", layer): var_redistribution(
@@ -167,8 +204,21 @@ def span_sinks(
         tau: threshold of phi; default 0.3125 * sqrt(d_model), the paper's 20 at
             d_model=4096.
 
+    Returns:
+        `SpanSinks`, one row a prompt, layer and token.
+
     Raises:
         ValueError: a span outside a prompt, no dimensions, or some the model lacks.
+
+    Source: VAR, Visual Attention Sink; the threshold for other widths is ours.
+
+    Examples:
+        >>> from toy_tasks.planted.mlp_sinks import mlp_sinks
+        >>> case = mlp_sinks()
+        >>> model = ms.load_model(case.model)
+        >>> found = ms.span_sinks(model, case.tokens, range(1, 5), dims=[7], tau=2.0)
+        >>> [found.positions(layer) for layer in (1, 2, 4)]
+        [[], [0], [0, 3, 7]]
     """
     d_model = model.shape.d_model
     if not dims or not all(0 <= dim < d_model for dim in dims):

@@ -37,6 +37,14 @@ class SpanTokens(Result):
     query token (it may exceed 1), `summary` from the summary token, `local` the
     mean from the span's next tokens (NaN for its last), `spatial` the mean from all
     tokens after the span.
+
+    Examples:
+        >>> case = ms.planted("letter")
+        >>> found = ms.span_tokens(case.model, case.pairs.clean, range(1, 9))
+        >>> found.outliers(n=1, layers=[1])
+        [6]
+        >>> found.saliency().shape, len(found.emphasised())
+        (torch.Size([8]), 3)
     """
 
     span: list[int]
@@ -44,13 +52,24 @@ class SpanTokens(Result):
     def saliency(
         self, prompt: int = 0, *, layers: Collection[int] | None = None
     ) -> Float[Tensor, " span"]:
-        """Gaze shift of the span's tokens, mean over layers (default: all)."""
+        """Gaze shift of the span's tokens, mean over layers (default: all).
+
+        Args:
+            prompt: which.
+            layers: which; default: all.
+        """
         return torch.tensor(self._means(prompt, layers)["gaze"].to_numpy())
 
     def outliers(
         self, prompt: int = 0, n: int = 10, *, layers: Collection[int] | None = None
     ) -> list[int]:
-        """The `n` tokens that the summary token attends to most, most first."""
+        """The `n` tokens that the summary token attends to most, most first.
+
+        Args:
+            prompt: which.
+            n: how many.
+            layers: which; default: all.
+        """
         means = self._means(prompt, layers)["summary"]
         return [int(pos) for pos in means.nlargest(n).index]
 
@@ -61,7 +80,13 @@ class SpanTokens(Result):
         *,
         layers: Collection[int] | None = None,
     ) -> list[int]:
-        """Tokens among the top `share` of the span by `local` or by `spatial`."""
+        """Tokens among the top `share` of the span by `local` or by `spatial`.
+
+        Args:
+            prompt: which.
+            share: of the span's tokens, by each of the two.
+            layers: which; default: all.
+        """
         means = self._means(prompt, layers)
         n = max(1, round(share * len(self.span)))
         chosen = {*means["local"].nlargest(n).index}
@@ -158,11 +183,20 @@ def span_tokens(
         summary: the summary token, -1 for the last one.
         window: how many next tokens of the span count as near, for `local`.
 
+    Returns:
+        `SpanTokens`, one row a prompt, layer and token of the span.
+
     Raises:
         ValueError: span, query or summary outside a prompt or out of order.
 
     Source: GIFT (gaze), DAMRO, arXiv:2410.04514 (summary), Fixing Imbalanced
     Attention (local, spatial).
+
+    Examples:
+        >>> case = ms.planted("letter")
+        >>> found = ms.span_tokens(case.model, case.pairs.clean, range(1, 9))
+        >>> list(found.table)
+        ['batch', 'layer', 'pos', 'gaze', 'summary', 'local', 'spatial']
     """
     given = [tokens] if isinstance(tokens, Tensor) else list(tokens)
     if not len(span) or list(span) != sorted(set(span)):
