@@ -21,7 +21,8 @@ def blocks(language: str = "") -> list[str]:
     """Code blocks of the first page, which ends where the library's tour begins."""
     first, end, _ = README.read_text().partition("\n## From Python")
     assert end
-    return re.findall(rf"^```{language}\n(.*?)^```$", first, re.S | re.M)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", first, re.S | re.M)
+    return [text for kind, text in found if kind == language]
 
 
 def follow(command: str, folder: Path) -> None:
@@ -41,7 +42,7 @@ def test_nothing_asks_for_more_than_five_lines():
     python = blocks("python")
     assert len(python) == 1
     assert sum(bool(line.strip()) for line in python[0].splitlines()) <= LINES
-    (circuit,) = [text for text in blocks() if "mechsink" in text]
+    (circuit,) = [text for text in blocks() if text.startswith("mechsink")]
     assert len(circuit.splitlines()) == 1
 
 
@@ -57,7 +58,7 @@ def test_a_patching_figure_of_two_prompts(tmp_path):
 
 @pytest.mark.slow
 def test_the_circuit_of_one_command(tmp_path):
-    (command,) = [text for text in blocks() if "mechsink" in text]
+    (command,) = [text for text in blocks() if text.startswith("mechsink")]
     follow(command, tmp_path)
     assert (tmp_path / "circuit" / "circuit.json").exists()
     assert 'class="circuit"' in (tmp_path / "circuit" / "report.html").read_text()

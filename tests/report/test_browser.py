@@ -178,10 +178,10 @@ def test_the_pointer_reads_a_map(browser, walked):
     browser.open(walked)
     box = browser.js(
         "{const r = document.querySelector('canvas').getBoundingClientRect();"
-        "[r.x, r.y, r.width]}"
+        "[r.x, r.y]}"
     )
-    # the last column ends before the colour bar, the first row lies at the bottom
-    x, y = box[0] + box[2] - 70, box[1] + 8
+    # cells are at most 72 pixels wide, right of the rows' names; row 0 lies below
+    x, y = box[0] + 50 + 2.5 * 72, box[1] + 8
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
     assert browser.js(READ) == "row high, column c: attention 17.000"
 
