@@ -37,7 +37,7 @@ def exact_edges(
         model, pairs, metric, seed: as in `eap`.
         edges: which, as (source, target); default all. A large model has tens of
             thousands.
-        progress: show a bar; default on a terminal only.
+        progress: show a bar; default: on terminals, in notebooks.
 
     Raises:
         ValueError: as `eap`, or an edge that this model does not have.

@@ -52,7 +52,7 @@ def train_heads(
         n_examples: in every prompt.
         steps, batch, lr: updates, prompts in each, and the first step size.
         log_every: updates between two kept losses.
-        progress: show a bar; None: only on a terminal.
+        progress: show a bar; None: on terminals, in notebooks.
 
     Raises:
         ValueError: `steps` or `batch` under 1, or what `RegressionHeads` refuses.

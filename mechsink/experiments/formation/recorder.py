@@ -52,7 +52,7 @@ def formation(
         n_prompts: sequences to draw.
         n_pos: inputs in each; at most the model's context are drawn.
         seed: of the draw; the default is one that `train` does not draw from.
-        progress: show a bar with time left; None: only on a terminal.
+        progress: show a bar with time left; None: on terminals, in notebooks.
 
     Raises:
         ValueError: no checkpoints, nothing to measure on, or a model whose
@@ -148,7 +148,7 @@ class FormationRecorder:
 def _bar(
     history: Mapping[int, Checkpoint], progress: bool | None
 ) -> Iterator[tuple[int, Checkpoint]]:
-    """The checkpoints, with a bar on a terminal."""
+    """The checkpoints, with a bar where it is seen."""
     if not (sys.stderr.isatty() if progress is None else progress):
         yield from history.items()
         return
