@@ -5,8 +5,13 @@ matplotlib is imported when something is drawn, never before.
 May import: visible.
 """
 
+import base64
+import functools
+import html
+import io
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +28,10 @@ else:  # so that the shape checker can resolve annotations without matplotlib
 
 WIDTH = 3.4
 """Inches: one column of a two-column paper."""
+INLINE_DPI = 144
+"""Dots an inch of a figure in a notebook: one and a half a CSS pixel."""
+KEPT_AS_TEXT: dict[str, Any] = {"svg.fonttype": "none", "pdf.fonttype": 42}
+"""In saved figures text stays text: it can be searched, selected and edited."""
 SEQUENTIAL = "mako_r"
 DIVERGING = "RdBu_r"
 
@@ -46,8 +55,7 @@ def theme() -> Iterator[None]:
         "legend.frameon": False,
         "lines.linewidth": 1.2,
         "savefig.dpi": 300,
-        "svg.fonttype": "none",  # text stays text
-        "pdf.fonttype": 42,
+        **KEPT_AS_TEXT,
     }
     with plt.rc_context(look):
         yield
@@ -60,7 +68,8 @@ def new_axes(width: float = WIDTH, height: float | None = None) -> Axes:
     """
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=(width, height or 0.75 * width))[1]
+    size = (width, height or 0.75 * width)
+    return plt.subplots(figsize=size, FigureClass=_figure_class())[1]
 
 
 def new_panels(
@@ -75,7 +84,11 @@ def new_panels(
     columns = min(columns, n)
     rows = -(-n // columns)
     figure, grid = plt.subplots(
-        rows, columns, figsize=(width, rows * height), squeeze=False
+        rows,
+        columns,
+        figsize=(width, rows * height),
+        squeeze=False,
+        FigureClass=_figure_class(),
     )
     panels = list(grid.flat)
     for empty in panels[n:]:
@@ -175,6 +188,14 @@ def plain_log(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
+def equal_line(ax: Axes, label: str = "no change") -> None:
+    """Both axes alike, and the dashed diagonal on which x is y; drawn last."""
+    ends = [*ax.get_xlim(), *ax.get_ylim()]
+    low, high = min(ends), max(ends)
+    ax.plot([low, high], [low, high], color="0.6", ls="--", lw=0.8, label=label)
+    ax.set(xlim=(low, high), ylim=(low, high))
+
+
 def step_axis(ax: Axes, last: int) -> None:
     """Training steps from 0 on a log scale, up to `last`."""
     from matplotlib.ticker import FixedLocator, NullLocator
@@ -190,6 +211,64 @@ def step_axis(ax: Axes, last: int) -> None:
 def figure_of(ax: Axes) -> Figure:
     """The figure that `ax` belongs to."""
     return ax.get_figure()  # type: ignore[return-value]
+
+
+def inline(plot: Callable[[], Axes], words: str) -> str:
+    """What `plot` draws, as an image element for a notebook.
+
+    The figure is closed, the user's other figures, style and interactive mode stay
+    as they were.
+
+    Args:
+        plot: draws on a new figure.
+        words: said where the image can't be shown.
+
+    Raises:
+        Exception: whatever `plot` does.
+    """
+    import matplotlib.pyplot as plt
+
+    png, before = io.BytesIO(), set(plt.get_fignums())
+    with warnings.catch_warnings(), plt.ioff():
+        warnings.simplefilter("ignore")  # a token that is emoji, a name too long
+        try:
+            figure = figure_of(plot())
+            figure.savefig(
+                png,
+                format="png",
+                dpi=INLINE_DPI,
+                bbox_inches="tight",
+                metadata={"Software": None},
+            )
+        finally:
+            for number in set(plt.get_fignums()) - before:
+                plt.close(number)
+    data = png.getvalue()
+    width = int.from_bytes(data[16:20], "big") * 96 // INLINE_DPI  # CSS pixels
+    text = base64.b64encode(data).decode()
+    words = html.escape(visible(words))
+    return (
+        f'<img src="data:image/png;base64,{text}" alt="{words}" width="{width}" '
+        'style="max-width: 100%">'
+    )
+
+
+@functools.cache  # a class made once; matplotlib is imported by then
+def _figure_class() -> Any:
+    from matplotlib import rc_context, rcParams
+    from matplotlib.figure import Figure
+
+    class PaperFigure(Figure):
+        """A figure that is saved as it was drawn, long after `theme()` was left."""
+
+        def savefig(self, *args: Any, **options: Any) -> None:
+            look: Any = dict(KEPT_AS_TEXT)
+            if rcParams["savefig.dpi"] == "figure":  # no wish of the user's own
+                look["savefig.dpi"] = 300
+            with rc_context(look):
+                super().savefig(*args, **options)
+
+    return PaperFigure
 
 
 def _ticks(axis: Any, labels: list[Any], most: int) -> None:

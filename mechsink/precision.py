@@ -21,9 +21,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechsink import plotting
 from mechsink.metrics import at_least_float32
 from mechsink.models.float64 import working_dtype
 from mechsink.models.memory import rows_that_fit
+from mechsink.plotting import Axes
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.results import Result, provenance
 from mechsink.run import Metric, Model, Run
@@ -60,6 +62,27 @@ class NoiseFloor(Result):
 
     metric: str
     eps: float
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The floor against the metric's size, a dot a prompt, log scales.
+
+        The dotted line is one unit in the last place of the metric: no floor is lower.
+        """
+        size = np.abs(self.table["value"].to_numpy(dtype=float))
+        known = size > 0
+        with plotting.theme():
+            ax = ax or plotting.new_axes()
+            floors = self.table["floor"].to_numpy(dtype=float)
+            ax.plot(size[known], floors[known], "o", ms=3, alpha=0.7)
+            ax.set(xscale="log", yscale="log")
+            ends = np.array(ax.get_xlim())
+            ax.plot(ends, self.eps * ends, color="0.6", lw=0.8, ls=":",
+                    label="last digit of the metric")  # fmt: skip
+            ax.set(xlim=tuple(ends), xlabel=f"|{plotting.literal(self.metric)}|")
+            ax.set(ylabel="noise floor, in its unit")
+            plotting.plain_log(ax.xaxis)
+            ax.legend()
+        return ax
 
 
 def noise_floor(

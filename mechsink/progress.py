@@ -1,14 +1,14 @@
-"""Progress on a terminal, with time left; nothing where nobody watches.
+"""Progress on a terminal or in a notebook, with rate and time left; else nothing.
 
-May import: visible.
+May import: visible, toy_tasks.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from mechsink.visible import visible
+from toy_tasks.watched import is_watched, live, note
 
 
 @runtime_checkable  # the shape checker needs isinstance
@@ -22,15 +22,16 @@ class Advance(Protocol):
 
 @contextmanager
 def bar(what: str, total: int, show: bool | None = None) -> Iterator[Advance]:
-    """A bar on stderr, moved on by each call; None shows it on a terminal only."""
-    if not (sys.stderr.isatty() if show is None else show):
+    """A bar moved on by each call, on stderr or in a notebook's cell.
+
+    `show`: None shows it on a terminal and in a Jupyter kernel only.
+    """
+    if not (is_watched() if show is None else show):
         yield _nothing
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         ProgressColumn,
         Task,
         TextColumn,
@@ -56,28 +57,27 @@ def bar(what: str, total: int, show: bool | None = None) -> Iterator[Advance]:
         MofNCompleteColumn(),
         Rate(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True)
-    ) as live:
-        task = live.add_task(visible(what), total=total)
+    with live(columns) as (drawn, moved):
+        task = drawn.add_task(visible(what), total=total)
 
         def advance(steps: int = 1) -> None:
-            live.advance(task, steps)
+            drawn.advance(task, steps)
+            moved()
 
         yield advance
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A spinner with a sentence on stderr, on a terminal only."""
-    if not sys.stderr.isatty():
+    """A sentence beside a spinner, or in a notebook's cell, while the block runs."""
+    if not is_watched():
         yield
         return
-    from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True).status(Text(visible(what))):
+    with note(Text(visible(what))):
         yield
 
 

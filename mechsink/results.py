@@ -1,14 +1,13 @@
 """Results: frozen tables with their provenance, saved whole or not at all.
 
 A result is a frozen dataclass that holds at least a tidy `table` and a `meta`;
-`Result` gives it `.save()`, `.load()` and a short HTML view for notebooks.
-May import: sites, run.
+`Result` gives it `.save()`, `.load()` and a view for notebooks (shown.py).
+May import: sites, run, shown.
 """
 
 import csv
 import functools
 import hashlib
-import html
 import importlib.metadata
 import importlib.util
 import io
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 from mechsink.run import Model
+from mechsink.shown import Shown
 
 LARGE = 200_000
 """Rows from which a table is written as Parquet, where pyarrow is installed."""
@@ -40,7 +40,7 @@ _BACKENDS = ("nnsight",)  # recorded only where they ran
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: == between tables is not a bool
-class Result:
+class Result(Shown):
     """One tidy table and where it came from; the base of every result type.
 
     `table`: one row per measured thing; NaN or no row where nothing was
@@ -118,13 +118,6 @@ class Result:
         rest = meta.pop("fields", {})
         tables = {name: _read_table(Path(folder), saved[name]) for name in saved}
         return cls(**tables, **rest, meta=meta)
-
-    def _repr_html_(self) -> str:
-        """The table's head and a line of provenance, for notebooks."""
-        line = [type(self).__name__, f"{len(self.table):,} rows"]
-        line += [str(self.meta[key]) for key in ("model", "device") if key in self.meta]
-        head = self.table.head(8).to_html(index=False, escape=True, border=0)
-        return f"<p>{html.escape(' · '.join(line))}</p>{head}"
 
 
 def provenance(

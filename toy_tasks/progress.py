@@ -1,8 +1,9 @@
 """The progress bar of a training."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
+
+from toy_tasks.watched import is_watched, live
 
 
 @contextlib.contextmanager
@@ -10,14 +11,12 @@ def progress_bar(
     steps: int, done: int, progress: bool | None
 ) -> Iterator[Callable[[int, list[dict[str, int | float]]], None]]:
     """A progress bar's advance(step, log), or one that does nothing."""
-    if not (sys.stderr.isatty() if progress is None else progress):
+    if not (is_watched() if progress is None else progress):
         yield lambda step, log: None
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -31,7 +30,7 @@ def progress_bar(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with live(columns) as (bar, moved):
         entry = bar.add_task("", total=steps, completed=done, rate="-", loss="-")
 
         def advance(step: int, log: list[dict[str, int | float]]) -> None:
@@ -39,5 +38,6 @@ def progress_bar(
             rate = "-" if speed is None else f"{speed:.1f}"
             loss = f"{log[-1]['loss']:.3f}" if log else "-"
             bar.update(entry, completed=step, rate=rate, loss=loss)
+            moved()
 
         yield advance

@@ -47,7 +47,7 @@ def train(
             and no gradient. Steps that a resumed run has behind it are not repeated.
         callback_steps: when; by default the checkpoint steps.
         device: by default CUDA if there is one, else the CPU.
-        progress: show a bar with rate and time left; None: only on a terminal.
+        progress: show a bar with rate and time left; None: on terminals, in notebooks.
         task: what is learnt.
         preset: how.
         folder: new, or with this very run in it.

@@ -95,7 +95,7 @@ def atp_star(
             all keys of a head are patched together).
         neurons: of mlp_post: which, each a node; default their sum.
         seed: of the intervals and tests of `nodes`.
-        progress: show a bar; default on a terminal only.
+        progress: show a bar; default: on terminals, in notebooks.
 
     Returns:
         `NodeScores`; `table` has `magnitude` beside `score`.

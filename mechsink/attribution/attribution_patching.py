@@ -72,7 +72,7 @@ def attribution_patching(
         positions: which, each a node; default all; "all" makes them one node.
         neurons: for site "mlp_post": which, each a node; default their sum.
         seed: of the intervals and tests of `nodes`.
-        progress: show a bar; default on a terminal only.
+        progress: show a bar; default: on terminals, in notebooks.
 
     Returns:
         `NodeScores`; `table` has `estimate` beside `score`.

@@ -39,7 +39,7 @@ def exact_edges(
         metric: a run to one number per prompt; may read sites (a sink score).
         edges: which, as (source, target); default all. A large model has tens of
             thousands.
-        progress: show a bar; default on a terminal only.
+        progress: show a bar; default: on terminals, in notebooks.
         seed: of the intervals and tests.
 
     Returns:

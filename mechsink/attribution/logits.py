@@ -118,7 +118,7 @@ def logit_attribution(
         neurons: MLPs neuron by neuron (of gated ones, after the gate).
         by_position: heads by the position that they read: attention times value.
         position: where the logits are read, the last token by default.
-        progress: show a bar; default on a terminal only.
+        progress: show a bar; default: on terminals, in notebooks.
 
     Returns:
         A `LogitAttribution`, one row a prompt and component.

@@ -50,7 +50,7 @@ def relp(
         positions: which, each a node; default all; "all" makes them one node.
         neurons: for site "mlp_post": which, each a node; default their sum.
         seed: of the intervals and tests of `nodes`.
-        progress: show a bar; default on a terminal only.
+        progress: show a bar; default: on terminals, in notebooks.
 
     Returns:
         `NodeScores`; `table` has `estimate` beside `score`.

@@ -66,7 +66,7 @@ def acdc(
         within: begin from this circuit, all else cut, as from `top_edges`. Each edge
             takes about one run of all prompts, and large models have tens of
             thousands. Default: all edges.
-        progress: show a bar; default on a terminal only.
+        progress: show a bar; default: on terminals, in notebooks.
 
     Returns:
         A circuit, each edge with the score that kept it: the drop of the mean metric,

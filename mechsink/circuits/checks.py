@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from mechsink import plotting
 from mechsink.attribution.inference import inference
 from mechsink.circuits.evaluation import Ablation, CircuitRuns, Edges, References
 from mechsink.circuits.graph import Edge
@@ -22,6 +23,7 @@ from mechsink.circuits.ratios import (
     interval,
     resampled_means,
 )
+from mechsink.plotting import Axes
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs
 from mechsink.results import Result, provenance
@@ -64,6 +66,23 @@ class Completeness(Result):
         """The largest gap, in the metric's unit."""
         return float(self.table["gap"].to_numpy().max())
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """F(C - K) against F(M - K), a dot a set; on the line they are alike."""
+        table = self.table
+        with plotting.theme():
+            ax = ax or plotting.new_axes(height=0.85 * plotting.WIDTH)
+            size = table["removed"].to_numpy(dtype=float)
+            dots = ax.scatter(table["full"], table["circuit"], c=size, s=14,
+                              cmap=plotting.SEQUENTIAL, ec="0.45", lw=0.3)  # fmt: skip
+            bar = plotting.figure_of(ax).colorbar(dots, ax=ax, label="edges removed")
+            bar.outline.set_visible(False)  # type: ignore[operator]
+            plotting.equal_line(ax, "complete")
+            metric = plotting.literal(self.metric)
+            ax.set(xlabel=f"model without them, {metric}")
+            ax.set(ylabel=f"circuit without them, {metric}")
+            ax.legend()
+        return ax
+
 
 @dataclass(frozen=True, eq=False)
 class Minimality(Result):
@@ -92,6 +111,26 @@ class Minimality(Result):
     metric: str
     ablation: str
 
+    def plot(self, ax: Axes | None = None, n: int = 20) -> Axes:
+        """The `n` edges of the largest effects, with intervals; rings: `largest`."""
+        order = np.argsort(-np.abs(self.table["largest"].to_numpy()), kind="stable")
+        rows = self.table.iloc[order[:n][::-1]]
+        with plotting.theme():
+            ax = ax or plotting.new_axes(height=0.9 + 0.16 * len(rows))
+            dark, light = plotting.colours(2)
+            names = rows["source"] + " → " + rows["target"]
+            values = rows[["low", "effect", "high"]].to_numpy(dtype=float)
+            around = np.nan_to_num(np.abs(np.diff(values, axis=1)).T)
+            ax.errorbar(values[:, 1], names, xerr=around, fmt="o", ms=3, color=dark,
+                        elinewidth=0.8, label="alone")  # fmt: skip
+            ax.plot(rows["largest"], names, "o", ms=5, mfc="none", color=light,
+                    label="largest found")  # fmt: skip
+            ax.axvline(0, color="0.6", lw=0.6)
+            ax.set(xlabel=f"drop of {plotting.literal(self.metric)} without the edge")
+            ax.tick_params(axis="y", labelsize="x-small", length=0)
+            ax.legend(loc="lower right")
+        return ax
+
 
 def completeness(
     model: Model,
@@ -119,7 +158,7 @@ def completeness(
         samples: random sets, besides the empty one.
         resamples: bootstrap resamples of the prompts.
         seed: of the sets and the resamples.
-        progress: show a bar; default on a terminal only.
+        progress: show a bar; default: on terminals, in notebooks.
         ablation: what cut edges carry, "patch", "zero" or "mean": see `circuit_metric`.
         reference: prompts for "mean".
 
@@ -202,7 +241,7 @@ def minimality(
         pairs: clean and corrupted prompts.
         metric: a run to one number per prompt; may read sites.
         seed: of intervals and tests.
-        progress: show a bar; default on a terminal only.
+        progress: show a bar; default: on terminals, in notebooks.
         ablation: what cut edges carry, "patch", "zero" or "mean": see `circuit_metric`.
         reference: prompts for "mean".
 

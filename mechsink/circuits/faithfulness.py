@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechsink import plotting
 from mechsink.circuits.evaluation import (
     Ablation,
     CircuitRuns,
@@ -26,6 +27,7 @@ from mechsink.circuits.ratios import (
     ratio_of_means,
     resampled_ratios,
 )
+from mechsink.plotting import Axes
 from mechsink.precision import below, below_mean, floors
 from mechsink.prompts import PromptPairs
 from mechsink.results import Result, provenance
@@ -76,6 +78,24 @@ class Faithfulness(Result):
         )
         found = below(full - ablated, self.noise, prompts, "Faithfulness")
         return pd.Series(found, index=self.table.index, name="below_noise")
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The circuit's metric against the model's, a dot a prompt.
+
+        Dashed: as the model has it; dotted: the mean with no edge at all.
+        """
+        with plotting.theme():
+            ax = ax or plotting.new_axes(height=0.9 * plotting.WIDTH)
+            ax.plot(self.table["full"], self.table["circuit"], "o", ms=3, alpha=0.7)
+            ablated = float(self.table["ablated"].to_numpy().mean())
+            ax.axhline(ablated, color="0.6", lw=0.8, ls=":", label="no edge, mean")
+            plotting.equal_line(ax, "as the model")
+            metric = plotting.literal(self.metric)
+            ax.set(xlabel=f"model, {metric}", ylabel=f"circuit, {metric}")
+            share = shown(self.value, self.low, self.high)
+            ax.set_title(f"faithfulness {share}", fontsize="small")
+            ax.legend()
+        return ax
 
     def describe(self) -> str:
         """The number with all that it depends on, in one line."""

@@ -159,7 +159,7 @@ def faithfulness_curve(
         resamples: bootstrap resamples of the prompts.
         seed: of the resamples.
         log: areas over ln p instead of p.
-        progress: show a bar; default on a terminal only.
+        progress: show a bar; default: on terminals, in notebooks.
 
     Returns:
         A `FaithfulnessCurve`, one row a fraction.

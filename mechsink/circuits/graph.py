@@ -22,13 +22,15 @@ from mechsink.circuits.drawing import draw
 from mechsink.circuits.files import NUMBERS, Stored
 from mechsink.circuits.pruning import pruned_edges
 from mechsink.plotting import Axes
+from mechsink.shown import Shown
 
 Scores = EdgeScores | pd.DataFrame | Mapping[Edge, float]
+QUICK = 400  # edges that a notebook draws unasked
 MOST = 1000  # layers or heads in a file; more is damage, and would fill the memory
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(Shown):
     """A subgraph: which source is read by which target. Made by `Circuit.of`.
 
     `graph`: nodes are sources and targets by name, with `layer` (-1 for the input,
@@ -254,6 +256,9 @@ class Circuit:
         edge ends at. On `ax`, or on a new figure as large as the circuit needs.
         """
         return draw(self.graph, ax)
+
+    def _draws_quickly(self) -> bool:
+        return self.n_edges <= QUICK
 
     def _part(
         self, edges: Collection[Edge], outputs: Sequence[str], meta: Mapping[str, Any]

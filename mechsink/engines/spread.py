@@ -75,7 +75,8 @@ def spread(
         load: options of `load_model`, for a model given by name.
         memory: GiB that a worker plans its batches for, whatever is free. Part of what
             is asked: it decides the last bits.
-        progress: show prompts done, rate and time left; default on a terminal only.
+        progress: show prompts done, rate and time left; default: on terminals and
+            in notebooks.
         options: of `measure`.
 
     Returns:

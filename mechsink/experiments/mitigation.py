@@ -16,10 +16,10 @@ import pandas as pd
 from mechsink.engines.engine import Engine
 from mechsink.experiments.grids.grid import check_names, study_grid
 from mechsink.experiments.grids.jobs import Setting
-from mechsink.experiments.grids.seeds import by_run, overview, seed_panels
+from mechsink.experiments.grids.seeds import by_run, overview, seed_dots, seed_panels
 from mechsink.experiments.operators import COLUMNS, PANELS, measure_run
 from mechsink.experiments.study import Study, as_claims, claim
-from mechsink.plotting import Figure
+from mechsink.plotting import Axes, Figure
 from mechsink.results import student_t
 from toy_tasks import PRESETS, BigramBackcopy, Preset
 from toy_tasks.operators import OPERATORS
@@ -71,6 +71,13 @@ class MitigationStudy(Study):
     effects: pd.DataFrame
 
     title: ClassVar[str] = "What keeps sinks from forming?"
+
+    def plot(
+        self, ax: Axes | None = None, *, measure: str = "bos_markov_share"
+    ) -> Axes:
+        """One measure by remedy: every seed a dot, the mean and its interval."""
+        at = 1.0 if measure.endswith("_ratio") else None
+        return seed_dots(self.table, measure, COLUMNS.get(measure, measure), ax, at)
 
     def figures(self) -> dict[str, Figure]:
         """Every seed a dot, a panel a measure."""

@@ -16,10 +16,16 @@ from mechsink.engines.engine import Engine
 from mechsink.experiments.formation.moment import Texts, measure_moment
 from mechsink.experiments.grids.grid import check_names, study_grid
 from mechsink.experiments.grids.jobs import Setting
-from mechsink.experiments.grids.seeds import by_run, cell, overview, seed_panels
+from mechsink.experiments.grids.seeds import (
+    by_run,
+    cell,
+    overview,
+    seed_dots,
+    seed_panels,
+)
 from mechsink.experiments.study import Study, as_claims, claim
 from mechsink.models.toy import ToyModel
-from mechsink.plotting import Figure
+from mechsink.plotting import Axes, Figure
 from toy_tasks import PRESETS, BigramBackcopy, Preset, TrainRun, realised_excess
 from toy_tasks.operators import MAIN, OPERATORS
 
@@ -68,12 +74,24 @@ class OperatorStudy(Study):
 
     title: ClassVar[str] = "Which attention operators form sinks?"
 
+    def plot(
+        self, ax: Axes | None = None, *, measure: str = "bos_markov_share"
+    ) -> Axes:
+        """One measure by operator: every seed a dot, the mean and its interval.
+
+        Dotted: a head that looks everywhere alike, an ordinary token.
+        """
+        at = self._references().get(measure)
+        return seed_dots(self.table, measure, COLUMNS.get(measure, measure), ax, at)
+
     def figures(self) -> dict[str, Figure]:
         """Every seed a dot, a panel a measure."""
+        return {"operators": seed_panels(self.table, PANELS, self._references())}
+
+    def _references(self) -> dict[str, float]:
         preset = next(iter(self.meta["presets"].values()))
         even = even_share(preset["model"]["n_ctx"])
-        at = {"bos_markov_share": even, "value_ratio": 1.0, "resid_ratio": 1.0}
-        return {"operators": seed_panels(self.table, PANELS, at)}
+        return {"bos_markov_share": even, "value_ratio": 1.0, "resid_ratio": 1.0}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Means over seeds with their intervals."""

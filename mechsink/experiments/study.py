@@ -4,6 +4,7 @@ Every experiment returns a `Study`: numbers in `table`, one row a claim in `clai
 `check` turns a claim that failed into an error, so that a script or CI can assert it.
 """
 
+import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ import pandas as pd
 
 from mechsink.plotting import Figure
 from mechsink.results import Result, student_t
+from mechsink.shown import table_html
 
 COLUMNS = ["claim", "measured", "low", "high", "wanted", "holds"]
 
@@ -64,6 +66,11 @@ class Study(Result):
     def tables(self) -> dict[str, pd.DataFrame]:
         """What a reader should see first, by heading; the whole is in `table`."""
         return {}
+
+    def _repr_html_(self) -> str:
+        """The claims with what was measured, then as every result."""
+        claims = table_html(self.claims)
+        return f"<p>{html.escape(self.title)}</p>{claims}{super()._repr_html_()}"
 
     def check(self) -> None:
         """Do nothing if every claim holds.

@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechsink import plotting
 from mechsink.interventions.replacements import Replacement
 from mechsink.models.memory import rows_that_fit
+from mechsink.plotting import Axes
 from mechsink.precision import below, floors
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.results import Result, provenance
@@ -57,6 +59,19 @@ class AblationResult(Result):
     def mean_change(self) -> float:
         """Change of the metric, averaged over prompts."""
         return float(self.table["change"].to_numpy().mean())
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The metric without the sites against that of the whole, a dot a prompt."""
+        with plotting.theme():
+            ax = ax or plotting.new_axes(height=0.9 * plotting.WIDTH)
+            ax.plot(self.table["full"], self.table["ablated"], "o", ms=3, alpha=0.7)
+            plotting.equal_line(ax)
+            metric = plotting.literal(self.metric)
+            sites = ", ".join(self.sites)
+            ax.set(xlabel=f"untouched, {metric}", ylabel=f"replaced, {metric}")
+            ax.set_title(plotting.literal(sites, 48), fontsize="small")
+            ax.legend()
+        return ax
 
 
 @checked

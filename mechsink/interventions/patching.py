@@ -161,7 +161,7 @@ def patch_sweep(
             place; "auto" takes the wave wherever it can, and `meta` says which ran.
         folder: save the result there, and batches of pairs as they finish: the same
             call on the same folder goes on where it was interrupted.
-        progress: show a bar; default on a terminal only.
+        progress: show a bar; default: on terminals, in notebooks.
 
     Returns:
         A `PatchingResult`, one row a prompt and place.

@@ -94,6 +94,32 @@ class PathResult(Result):
         found = below(change, self.noise, prompts, type(self).__name__)
         return pd.Series(found, index=self.table.index, name="below_noise")
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Change of the metric by kind of effect; means, and every prompt faint."""
+        kinds = ["total", "direct", "indirect", "pure_indirect"]
+        paths = list(dict.fromkeys(self.table["path"]))
+        with plotting.theme():
+            ax = ax or plotting.new_axes(height=0.9 + 0.6 * len(paths))
+            for offset, (kind, colour) in enumerate(
+                zip(kinds, plotting.colours(len(kinds)), strict=True)
+            ):
+                for row, path in enumerate(paths):
+                    values = self.table.loc[self.table["path"] == path, kind]
+                    at = row + 0.2 * (offset - 1.5)
+                    label = "" if row else kind.replace("_", " ")
+                    ax.plot(
+                        values, [at] * len(values), ".", ms=3, alpha=0.3, color=colour
+                    )
+                    ax.plot(values.mean(), at, "D", ms=4, color=colour, label=label)
+            ax.axvline(0, color="0.6", lw=0.6)
+            names = [plotting.literal(path, 24) for path in paths]
+            ax.set_yticks(range(len(paths)), names, fontsize="x-small")
+            ax.set(ylim=(len(paths) - 0.5, -0.5))
+            ax.set(xlabel=f"change of {plotting.literal(self.metric)}")
+            above: Any = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+            ax.legend(**above, ncols=4, fontsize="x-small", handletextpad=0.2)
+        return ax
+
 
 @dataclass(frozen=True, eq=False)
 class PathSweepResult(PathResult):

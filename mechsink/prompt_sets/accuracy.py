@@ -7,7 +7,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mechsink import plotting
 from mechsink.metrics import logit_diff
+from mechsink.plotting import Axes
 from mechsink.prompts import PromptPairs
 from mechsink.results import Result, provenance, wilson
 from mechsink.run import Metric, Model
@@ -48,6 +50,32 @@ class Accuracy(Result):
     top_high: float
     clean: float
     corrupted: float
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Logit difference after the corrupted prompt against the clean, a dot a pair.
+
+        Right of the dotted line the answer beats the wrong one after the clean prompt;
+        below the other it does not after the corrupted.
+        """
+        top = self.table["is_top"].to_numpy(dtype=bool)
+        with plotting.theme():
+            ax = ax or plotting.new_axes(height=0.9 * plotting.WIDTH)
+            for chosen, name, colour in zip(
+                (top, ~top),
+                ("answer is likeliest", "another token is"),
+                plotting.colours(2),
+                strict=True,
+            ):
+                if chosen.any():
+                    some = self.table.loc[chosen]
+                    ax.plot(some["clean"], some["corrupted"], "o", ms=3, alpha=0.7,
+                            color=colour, label=name)  # fmt: skip
+            ax.axhline(0, color="0.6", lw=0.8, ls=":")
+            ax.axvline(0, color="0.6", lw=0.8, ls=":")
+            ax.set(xlabel="answer − wrong, clean (logits)")
+            ax.set(ylabel="answer − wrong, corrupted (logits)")
+            ax.legend()
+        return ax
 
 
 def accuracy(

@@ -12,7 +12,7 @@ import pandas as pd
 
 from mechsink import plotting
 from mechsink.attribution.wires import Wires
-from mechsink.circuits.graph import Circuit
+from mechsink.circuits.graph import QUICK, Circuit
 from mechsink.report.circuit_diagram import (
     ROWS,
     SCRIPT,
@@ -82,6 +82,13 @@ class CircuitReport(PagedResult):
         return Circuit.of(
             wires, edges, self.table, outputs=self.outputs, meta=self.meta
         )
+
+    def plot(self, ax: plotting.Axes | None = None) -> plotting.Axes:
+        """The layered figure, as `Circuit.plot` draws it."""
+        return self.circuit.plot(ax)
+
+    def _draws_quickly(self) -> bool:
+        return len(self.table) <= QUICK
 
     def draw(self) -> Drawn:
         """The layered figure; the page shows it as the interactive diagram."""

@@ -145,12 +145,10 @@ class EdgeReport(PagedResult):
         rows: Any = self.pairs[self.pairs["part"] != "choose"]
         return rows.reset_index(drop=True)
 
-    def draw(self) -> Drawn:
-        """The circuit, and the curve with this circuit marked on it."""
-        import matplotlib.pyplot as plt
-
+    def plot(self, ax: plotting.Axes | None = None) -> plotting.Axes:
+        """Faithfulness by the share of edges, with this circuit marked on it."""
         with plotting.theme():
-            ax = self.curve.plot(plotting.new_axes(1.4 * plotting.WIDTH, 2.4))
+            ax = self.curve.plot(ax or plotting.new_axes(1.4 * plotting.WIDTH, 2.4))
             value, low, high = _floats(self.faithfulness)
             x = self.n / len(self.table)
             reach = np.nan_to_num([[value - low], [high - value]])
@@ -159,7 +157,13 @@ class EdgeReport(PagedResult):
                 color=plotting.colours(4)[3], label=f"the circuit, {self.n} edges",
             )  # fmt: skip
             ax.legend(loc="best")
-        figure = plotting.figure_of(ax)
+        return ax
+
+    def draw(self) -> Drawn:
+        """The circuit, and the curve with this circuit marked on it."""
+        import matplotlib.pyplot as plt
+
+        figure = plotting.figure_of(self.plot())
         plt.close(figure)
         over = f"{len(self.measured)} pairs"
         plot = Plot(

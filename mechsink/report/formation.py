@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mechsink.experiments.formation.checkpoints import as_checkpoints
 from mechsink.experiments.formation.recorder import Formation, formation
-from mechsink.plotting import Figure
+from mechsink.plotting import Axes
 from mechsink.report.html import Page
 from mechsink.report.paged import Drawn, PagedResult
 from mechsink.run import Model
@@ -89,9 +89,9 @@ class FormationReport(PagedResult):
         here: Any = self.final[self.final["measure"] == self.sink_measure]
         return int(here.loc[here["value"].idxmax(), "layer"])
 
-    def plot(self) -> Figure:
-        """All panels in one figure."""
-        return self.formation.plot()
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Attention to the sink through training; `formation.panels()` has all."""
+        return self.formation.plot(ax)
 
     def draw(self) -> Drawn:
         """Every figure of the page."""

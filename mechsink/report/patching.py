@@ -99,6 +99,12 @@ class PatchReport(PagedResult):
         order = found["effect"].abs().sort_values(ascending=False).index
         return found.loc[order].reset_index(drop=True)
 
+    def plot(
+        self, ax: plotting.Axes | None = None, *, site: str | None = None
+    ) -> plotting.Axes:
+        """Heat map of one site's sweep, by default the first's."""
+        return self.sweep(self.sites[0] if site is None else site).plot(ax)
+
     def draw(self) -> Drawn:
         """One heat map a site."""
         import matplotlib.pyplot as plt

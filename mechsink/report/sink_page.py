@@ -223,13 +223,7 @@ def texts(report: SinkReport) -> tuple[TokenText, ...]:
 
 
 def snippet(report: SinkReport) -> str:
-    """A short view for notebooks: summary, numbers and the map of scores."""
-    import matplotlib.pyplot as plt
-
-    with plotting.theme():
-        figure = plotting.figure_of(draw.score_map(report))
-        svg = inline_svg(figure, "sink-scores")
-        plt.close(figure)
+    """A short view for notebooks: summary and numbers."""
     rows = Markup("").join(
         Markup("<tr><td><b>{}</b></td><td>{}</td><td>{}</td></tr>").format(
             item.value, item.label, item.note
@@ -240,11 +234,7 @@ def snippet(report: SinkReport) -> str:
     notice = Markup("").join(
         Markup("<p><i>{}</i></p>").format(n) for n in notes(report)
     )
-    return str(
-        Markup("<div>{}{}<table>{}</table><div style='max-width:32em'>{}</div></div>")
-        .format(text, notice, rows, svg)
-        .replace("var(--grid)", "#ccc")
-    )
+    return str(Markup("<div>{}{}<table>{}</table></div>").format(text, notice, rows))
 
 
 def _rates_table(report: SinkReport) -> Table:

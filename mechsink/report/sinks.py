@@ -125,10 +125,10 @@ class SinkReport(PagedResult):
         return sink_page(self, drawn)
 
     def _repr_html_(self) -> str:
-        """The summary, the headline numbers and the map of scores."""
+        """The summary and the headline numbers, then as every result."""
         from mechsink.report.sink_page import snippet
 
-        return snippet(self)
+        return snippet(self) + super()._repr_html_()
 
 
 @checked

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from mechsink import plotting
+from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
 from mechsink.sinks.measure import (
@@ -26,6 +28,12 @@ from mechsink.sinks.measure import (
 from mechsink.sinks.shares import as_shares
 
 BLOCK = 256  # keys read at a time
+_READINGS = {
+    "sink": "attention to the sink",
+    "share": "share of |A| at the sink",
+    "previous": "attention to the previous token",
+    "row_sum": "attention to all tokens",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +57,35 @@ class QueryAttention(Result):
         ['batch', 'group', 'layer', 'head', 'sink', 'share', 'previous', 'row_sum',
         'queries']
     """
+
+    def plot(self, ax: Axes | None = None, *, column: str = "sink") -> Axes:
+        """A column by layer, a line a group: mean over heads and prompts.
+
+        The band is the range of heads. `column`: sink, share, previous or row_sum.
+
+        Raises:
+            ValueError: another column.
+        """
+        known = ("sink", "share", "previous", "row_sum")
+        if column not in known:
+            raise ValueError(
+                f"QueryAttention.plot: column={column!r}. Allowed: {', '.join(known)}."
+            )
+        groups = list(dict.fromkeys(self.table["group"]))
+        with plotting.theme():
+            ax = ax or plotting.new_axes()
+            for name, colour in zip(groups, plotting.colours(len(groups)), strict=True):
+                here: Any = self.table[self.table["group"] == name]
+                heads = here.groupby(["layer", "head"])[column].mean().unstack()
+                layers = heads.index
+                ax.fill_between(layers, heads.min(axis=1), heads.max(axis=1),
+                                color=colour, alpha=0.2, lw=0)  # fmt: skip
+                ax.plot(layers, heads.mean(axis=1), "o-", ms=3, color=colour,
+                        label=plotting.literal(name))  # fmt: skip
+            ax.set(xlabel="layer", ylabel=_READINGS[column], ylim=(-0.03, None))
+            plotting.whole_numbers(ax.xaxis)
+            ax.legend()
+        return ax
 
 
 @dataclass(frozen=True, eq=False)

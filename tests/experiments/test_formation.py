@@ -155,7 +155,7 @@ def test_relu_attention_has_no_sink_logit(task, tokens):
     found = formation({0: ToyTransformer(relu, seed=0)}, tokens, task=task)
     rows = found.table[found.table["measure"] == "sink_logit"]
     assert len(rows) == 4 and rows["value"].isna().all()
-    titles = [ax.get_title(loc="left") for ax in found.plot().axes]
+    titles = [ax.get_title(loc="left") for ax in found.panels().axes]
     assert MEASURES["sink_logit"] not in titles
     assert MEASURES["value_ratio"] in titles
 
@@ -228,7 +228,7 @@ def test_it_saves_loads_and_plots(timeline, tmp_path):
     back = Formation.load(timeline.save(tmp_path / "form"))
     pd.testing.assert_frame_equal(back.table, timeline.table)
     assert back.meta == timeline.meta
-    figure = timeline.plot()
+    figure = timeline.panels()
     assert len(figure.axes) == 8
     assert figure.axes[0].get_xscale() == "symlog"
     line = timeline.plot_measure("loss").lines[0]

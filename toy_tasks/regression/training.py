@@ -54,7 +54,7 @@ def train_heads(
         batch: prompts in each.
         lr: the first step size.
         log_every: updates between two kept losses.
-        progress: show a bar; None: only on a terminal.
+        progress: show a bar; None: on terminals, in notebooks.
         kind: "softmax", "linear" or "linear-mean", as in `RegressionHeads`.
 
     Returns:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechsink import plotting
 from mechsink.interventions.context_mean import ContextMeans, context_means
 from mechsink.interventions.peeking import (
     Waiting,
@@ -28,6 +29,7 @@ from mechsink.interventions.peeking import (
 from mechsink.interventions.replacements import resample, zero
 from mechsink.metrics import at_least_float32
 from mechsink.models.memory import rows_that_fit
+from mechsink.plotting import Axes
 from mechsink.results import Result, provenance, wilson
 from mechsink.run import Edit, Model
 from mechsink.sites import Site
@@ -92,6 +94,29 @@ class AllForOneResult(Result):
         """95 % Wilson interval of `kept`, prompts taken as independent draws."""
         right = self._correct("full")
         return wilson(int(self._correct("af1")[right].sum()), int(right.sum()))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Log-probability of the answer, subgraph against full model, by prompt."""
+        right, kept = self._correct("full"), self._correct("af1")
+        groups = {
+            "right in both": right & kept,
+            "lost": right & ~kept,
+            "wrong in the full model": ~right,
+        }
+        with plotting.theme():
+            ax = ax or plotting.new_axes(height=0.9 * plotting.WIDTH)
+            for (name, chosen), colour in zip(
+                groups.items(), [*plotting.colours(2), "0.6"], strict=True
+            ):
+                if chosen.any():
+                    some = self.table.loc[chosen]
+                    ax.plot(some["full_logprob"], some["af1_logprob"], "o", ms=3,
+                            alpha=0.7, color=colour, label=name)  # fmt: skip
+            plotting.equal_line(ax)
+            ax.set(xlabel="full model, log-prob. of the answer (nats)")
+            ax.set(ylabel="All-for-One subgraph (nats)")
+            ax.legend()
+        return ax
 
     def _correct(self, which: str) -> np.ndarray:
         return self.table[f"{which}_correct"].to_numpy(dtype=bool)

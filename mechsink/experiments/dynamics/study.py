@@ -87,6 +87,23 @@ class SinkDynamics(Study):
             rows.append((source, seed, end, found.alpha, found.beta, found.loss))
         return pd.DataFrame(rows, columns=["source", "seed", "until", *PANELS])
 
+    def plot(self, ax: Axes | None = None, *, column: str = "alpha") -> Axes:
+        """A column against log time, a line a seed, theory's slope dashed.
+
+        Raises:
+            ValueError: no such column.
+        """
+        if column not in PANELS:
+            raise ValueError(
+                f"SinkDynamics.plot: column={column!r}. Allowed: {', '.join(PANELS)}."
+            )
+        with plotting.theme():
+            ax = ax or plotting.new_axes()
+            self._draw(ax, column)
+            ax.set(title="", ylabel=PANELS[column])
+            ax.legend(fontsize="x-small")
+        return ax
+
     def figures(self) -> dict[str, Figure]:
         """Three panels against log time, a line a seed, theory's slope dashed."""
         with plotting.theme():
@@ -159,7 +176,7 @@ def sink_dynamics(
         folder: for the whole toys' runs, resumed; None: a temporary one.
         seeds: of tables, tasks and weights; default 0 to 4.
         quick: shorter trainings, under a minute; wider bands for them.
-        progress: show a bar with time left; None: only on a terminal.
+        progress: show a bar with time left; None: on terminals, in notebooks.
 
     Returns:
         A `SinkDynamics`, one row a source, seed and time.

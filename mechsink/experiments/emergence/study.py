@@ -26,7 +26,7 @@ from mechsink.experiments.emergence.settings import Turn, setting
 from mechsink.experiments.emergence.settings import knobs as knobs_of
 from mechsink.experiments.emergence.trends import trend_table
 from mechsink.experiments.grids.grid import check_names, study_grid
-from mechsink.experiments.grids.seeds import by_run, cell, overview
+from mechsink.experiments.grids.seeds import by_run, cell, overview, seed_dots
 from mechsink.experiments.operators import COLUMNS
 from mechsink.experiments.study import Study, as_claims
 from mechsink.plotting import Axes, Figure
@@ -69,6 +69,10 @@ class EmergenceStudy(Study):
             f"tokens, {preset['steps']} steps of {preset['batch']} sequences, "
             f"lr {preset['lr']:g}."
         )
+
+    def plot(self, ax: Axes | None = None, *, measure: str = "sink_score") -> Axes:
+        """One measure by setting: every seed a dot, the mean and its interval."""
+        return seed_dots(self.table, measure, SHOWN.get(measure, measure), ax)
 
     def figures(self) -> dict[str, Figure]:
         """Sink score by knob, every seed a dot; and where the sink is."""

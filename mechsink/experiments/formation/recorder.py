@@ -58,7 +58,7 @@ def formation(
         seed: of the draw; the default is one that `train` does not draw from.
         watch: called after each step was measured, to measure something of one's own
             while the model is loaded.
-        progress: show a bar with time left; None: only on a terminal.
+        progress: show a bar with time left; None: on terminals, in notebooks.
 
     Returns:
         A `Formation`, one row a step, measure and, where it has them, layer and head.
@@ -192,7 +192,7 @@ class FormationRecorder:
 def _bar(
     history: Mapping[int, Checkpoint], progress: bool | None
 ) -> Iterator[tuple[int, Checkpoint]]:
-    """The checkpoints, with a bar on a terminal."""
+    """The checkpoints, with a bar where it is seen."""
     if not (sys.stderr.isatty() if progress is None else progress):
         yield from history.items()
         return

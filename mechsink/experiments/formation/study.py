@@ -21,11 +21,17 @@ from mechsink.experiments.formation.recorder import formation
 from mechsink.experiments.formation.swaps import swap_effects
 from mechsink.experiments.grids.grid import check_names, study_grid
 from mechsink.experiments.grids.jobs import Setting
-from mechsink.experiments.grids.seeds import LOG, by_run, overview, seed_panels
+from mechsink.experiments.grids.seeds import (
+    LOG,
+    by_run,
+    overview,
+    seed_dots,
+    seed_panels,
+)
 from mechsink.experiments.operators import UNSEEN
 from mechsink.experiments.study import Study, as_claims, claim
 from mechsink.models.toy import ToyModel
-from mechsink.plotting import Figure
+from mechsink.plotting import Axes, Figure
 from toy_tasks import PRESETS, BigramBackcopy, Preset, TrainRun
 
 PANELS = {
@@ -41,6 +47,7 @@ COLUMNS = {
     "previous_trigger": "attention to previous, triggers",
     "trigger_excess": "excess on triggers (nats)",
 }
+REFERENCES = {"value_ratio": 1.0, "resid_ratio": 1.0, "sink_logit": 0.0}
 TIMELINE = ("bos_markov", "sink_logit", "value_ratio", "trigger_excess")
 
 
@@ -71,11 +78,15 @@ class FormationStudy(Study):
         last = self.table.groupby(["setting", "seed"])["step"].transform("max")
         return pd.DataFrame(self.table[self.table["step"] == last])
 
+    def plot(self, ax: Axes | None = None, *, measure: str = "bos_markov") -> Axes:
+        """One measure after training: every seed a dot, the mean and its interval."""
+        title, at = COLUMNS.get(measure, measure), REFERENCES.get(measure)
+        return seed_dots(self.final, measure, title, ax, at)
+
     def figures(self) -> dict[str, Figure]:
         """Every seed at the end, and the plain toy through training."""
-        references = {"value_ratio": 1.0, "resid_ratio": 1.0, "sink_logit": 0.0}
         return {
-            "settings": seed_panels(self.final, PANELS, references),
+            "settings": seed_panels(self.final, PANELS, REFERENCES),
             "training": _timeline(self.table),
         }
 

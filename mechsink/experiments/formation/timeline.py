@@ -72,7 +72,18 @@ class Formation(Result):
             {c: self.table[c][here] for c in ("layer", "head", "value")}
         )
 
-    def plot(self) -> Figure:
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Attention to the sink against training steps, log scale.
+
+        That of queries which need no other token, where the task tells them apart,
+        else the sink score; of a run without either, what was measured first.
+        `plot_measure` draws any other, `panels` all.
+        """
+        have = [*self.table.dropna(subset=["value"])["measure"].unique()]
+        first = [name for name in ("bos_markov", "sink_score") if name in have]
+        return self.plot_measure((first + have + self.measures)[0], ax)
+
+    def panels(self) -> Figure:
         """One panel a measure against training steps, log scale, in a new figure."""
         have = set(self.table.dropna(subset=["value"])["measure"])
         finer: dict[tuple[str, ...], str] = {

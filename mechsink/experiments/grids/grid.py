@@ -45,7 +45,7 @@ def train_grid(
         workers: how many; default: one a core, or one on a GPU.
         address: of a Ray cluster, as for `ms.spread`.
         device: as for `train`.
-        progress: show a bar with time left; None: only on a terminal.
+        progress: show a bar with time left; None: on terminals, in notebooks.
 
     Returns:
         The tables of all runs below one another, with columns setting, seed before

@@ -127,6 +127,34 @@ def seed_panels(
         return plotting.figure_of(panels[0])
 
 
+def seed_dots(
+    table: pd.DataFrame,
+    measure: str,
+    title: str,
+    ax: Axes | None = None,
+    reference: float | None = None,
+) -> Axes:
+    """One panel of `seed_panels` alone, `title` below it; dotted at `reference`.
+
+    Raises:
+        ValueError: nothing of that name was measured.
+    """
+    there = list(dict.fromkeys(table["measure"]))
+    if measure not in there:
+        raise ValueError(
+            f"plot: {measure!r} was not measured. Measured: {', '.join(there)}."
+        )
+    means = summary(table, [measure]).set_index("setting")
+    settings = list(dict.fromkeys(table["setting"]))
+    with plotting.theme():
+        ax = ax or plotting.new_axes(height=0.75 + 0.17 * len(settings))
+        _dots(ax, by_run(table), means, measure, settings)
+        if reference is not None:
+            ax.axvline(reference, color="0.6", lw=0.8, ls=":", zorder=0)
+        ax.set_xlabel(title)
+    return ax
+
+
 def _dots(
     ax: Axes,
     runs: pd.DataFrame,

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechsink import plotting
 from mechsink.experiments.head_search.profile import (
     Goal,
     Head,
@@ -27,6 +28,7 @@ from mechsink.interventions.attention_edits import (
     on_heads,
     zero_tuning,
 )
+from mechsink.plotting import Axes
 from mechsink.prompts import PromptPairs
 from mechsink.results import Result
 from mechsink.run import Edit, Metric, Model
@@ -61,6 +63,24 @@ class ZeroTuningSearch(Result):
     def edit(self) -> dict[Site, Edit]:
         """What was found, for `model.run` and `generate`."""
         return on_heads(zero_tuning(self.gamma), self.heads)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The metric by gamma, the class tuned together; a ring on the gamma found."""
+        gammas, values = (self.grid[c].to_numpy() for c in ("gamma", "value"))
+        with plotting.theme():
+            ax = ax or plotting.new_axes()
+            ax.plot(gammas, values, "o-", ms=3, label=f'heads of class "{self.kind}"')
+            found = gammas == self.gamma
+            ax.plot(gammas[found], values[found], "o", ms=7, mfc="none", color="0.3",
+                    label="found")  # fmt: skip
+            plain = float(values[gammas == 1.0][0])
+            ax.axhline(plain, color="0.6", lw=0.8, ls=":", label="plain model")
+            ax.set_xscale("log", base=2)
+            plotting.plain_log(ax.xaxis)
+            ax.set(xlabel="gamma, factor of attention to the first token")
+            ax.set(ylabel=plotting.literal(str(self.meta["settings"]["metric"])))
+            ax.legend()
+        return ax
 
 
 def zero_tuning_search(

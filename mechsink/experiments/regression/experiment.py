@@ -72,7 +72,7 @@ def linear_regression(
         n_test: test prompts of each setting and length.
         quick: 300 to 900 updates of twice the size, 2048 test prompts, two lengths,
             one setting of two tasks, and no more seeds of two heads than of others.
-        progress: show bars; None: only on a terminal.
+        progress: show bars; None: on terminals, in notebooks.
 
     Returns:
         A `LinearRegressionStudy`.

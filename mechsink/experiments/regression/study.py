@@ -8,6 +8,7 @@ import pandas as pd
 from mechsink.experiments.regression.claims import TRAINED
 from mechsink.experiments.study import Study
 from mechsink.plotting import (
+    Axes,
     Figure,
     colours,
     figure_of,
@@ -98,7 +99,7 @@ class LinearRegressionStudy(Study):
             heat_map(panels[-1], grid, "OV", diverging=True)
             return figure_of(panels[0])
 
-    def plot_lengths(self) -> Figure:
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Excess risk over Bayes against examples; a band is the range of seeds."""
         table: Any = self.table
         lines = {
@@ -109,7 +110,7 @@ class LinearRegressionStudy(Study):
             "debiased step": ("four heads", "debiased gradient step"),
         }
         with theme():
-            ax = new_axes(height=3.0)
+            ax = ax or new_axes(height=3.0)
             for (label, (setting, name)), colour in zip(
                 lines.items(), colours(len(lines)), strict=True
             ):
@@ -126,4 +127,8 @@ class LinearRegressionStudy(Study):
             ax.set_ylabel("risk above Bayes (y squared)")
             plain_log(ax.xaxis)
             ax.legend(loc="upper left")
-            return figure_of(ax)
+            return ax
+
+    def plot_lengths(self) -> Figure:
+        """`plot` in a new figure."""
+        return figure_of(self.plot())

@@ -88,7 +88,7 @@ def sink_circuit(
         top_edges: edges that are cut one by one, those of the largest |score|; 0
             leaves edges out. Only edges out of the `top` nodes by |effect| are scored.
         seed: of random sets, intervals and tests.
-        progress: show a bar; default on a terminal only.
+        progress: show a bar; default: on terminals, in notebooks.
 
     Returns:
         A `SinkCircuit`, one row a component.

@@ -70,7 +70,7 @@ def streaming(
             `HeavyHitters` forces), the time is less.
         quick: at most 512 tokens with at most 64 slots, under a minute; drift, time
             and memory are not judged.
-        progress: show a bar with time left; None: only on a terminal.
+        progress: show a bar with time left; None: on terminals, in notebooks.
 
     Returns:
         A `Streaming`, one row a policy and predicted token.

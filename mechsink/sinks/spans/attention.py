@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsink import plotting
 from mechsink.interventions.attention_algebra import Span
+from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
 from mechsink.sinks.measure import (
@@ -59,6 +61,15 @@ class SpanAttention(Result):
         """(layer, head) image-centric for more than `share` of prompts' queries."""
         means: Any = self.table.groupby(["layer", "head"])["centric"].mean()
         return [(int(layer), int(head)) for layer, head in means.index[means > share]]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Attention to the span, layer by head, mean over prompts."""
+        grid = self.table.pivot_table(index="head", columns="layer", values="mass")
+        with plotting.theme():
+            ax = ax or plotting.new_axes(height=0.62 * plotting.WIDTH)
+            return plotting.heat_map(
+                ax, grid, "attention to the span", limits=(0.0, 1.0)
+            )
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsink import plotting
 from mechsink.interventions.attention_algebra import Span
 from mechsink.interventions.attention_edits import at_layers
 from mechsink.interventions.span_edits import hide_span, vhr_amplify
+from mechsink.plotting import Axes
 from mechsink.results import Result, provenance
 from mechsink.run import Edit, Model
 from mechsink.sinks.measure import at_least_float32, rows
@@ -51,6 +54,16 @@ class HeadDivergence(Result):
         table: Any = self.table
         best = table.groupby(["batch", "layer"])["divergence"].nlargest(top)
         return best.groupby(["batch", "layer"]).mean().groupby("batch").sum()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Divergence over the norm of z, layer by head, mean over prompts."""
+        share = self.table.assign(share=self.table["divergence"] / self.table["norm"])
+        grid = share.pivot_table(index="head", columns="layer", values="share")
+        top = max(1.0, float(np.nanmax(grid.to_numpy())))
+        with plotting.theme():
+            ax = ax or plotting.new_axes(height=0.62 * plotting.WIDTH)
+            label = "change of z without\nthe span / its norm"
+            return plotting.heat_map(ax, grid, label, limits=(0.0, top))
 
 
 def head_divergence(

@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsink import plotting
 from mechsink.interventions.attention_algebra import Span
 from mechsink.interventions.span_edits import var_redistribution
+from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import Edit, Model
 from mechsink.sinks.massive.activations import massive_activations
@@ -119,6 +121,32 @@ class SpanSinks(Result):
         table: Any = self.table
         chosen = (table["layer"] == layer) & (table["batch"] == prompt)
         return table[chosen & table["is_sink"]]["pos"].tolist()
+
+    def plot(self, ax: Axes | None = None, *, prompt: int = 0) -> Axes:
+        """phi of each token at each layer's input; dots: sinks; lines: the span.
+
+        Raises:
+            ValueError: no such prompt.
+        """
+        here: Any = self.table[self.table["batch"] == prompt]
+        if here.empty:
+            raise ValueError(
+                f"SpanSinks.plot: prompt={prompt}. Allowed: 0 to "
+                f"{self.table['batch'].max()}."
+            )
+        grid = here.pivot(index="layer", columns="pos", values="phi")
+        sink = here.pivot(index="layer", columns="pos", values="is_sink")
+        top = max(self.tau, float(grid.to_numpy().max()))
+        with plotting.theme():
+            ax = ax or plotting.new_axes()
+            label = f"phi (sink above {self.tau:.3g})"
+            plotting.heat_map(ax, grid, label, limits=(0.0, top))
+            row, column = sink.to_numpy(dtype=bool).nonzero()
+            ax.plot(column, row, ".", ms=3, color=plotting.colours(2)[1])
+            for end in (min(self.span) - 0.5, max(self.span) + 0.5):
+                ax.axvline(end, color="0.3", lw=0.8, ls="--")
+            ax.set(xlabel="position", ylabel="layer")
+        return ax
 
     def edits(
         self,

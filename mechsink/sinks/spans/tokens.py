@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsink import plotting
 from mechsink.interventions.attention_algebra import Span
+from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
 from mechsink.sinks.measure import (
@@ -26,6 +28,13 @@ from mechsink.sinks.measure import (
     measure,
     rows,
 )
+
+_READINGS = {
+    "gaze": "gaze: increases, summed",
+    "summary": "from the summary token",
+    "local": "from the span's next tokens",
+    "spatial": "from all after the span",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +100,20 @@ class SpanTokens(Result):
         n = max(1, round(share * len(self.span)))
         chosen = {*means["local"].nlargest(n).index}
         return sorted(int(p) for p in chosen | {*means["spatial"].nlargest(n).index})
+
+    def plot(self, ax: Axes | None = None, *, prompt: int = 0) -> Axes:
+        """The four readings along the span, means over layers."""
+        means = self._means(prompt, None)
+        with plotting.theme():
+            ax = ax or plotting.new_axes()
+            for reading, colour in zip(_READINGS, plotting.colours(4), strict=True):
+                ax.plot(means.index, means[reading], "o-", ms=2.5, color=colour,
+                        label=_READINGS[reading])  # fmt: skip
+            ax.set(xlabel="position in the prompt", ylabel="attention received")
+            ax.set_ylim(bottom=0)
+            plotting.whole_numbers(ax.xaxis)
+            ax.legend(fontsize="x-small")
+        return ax
 
     def _means(self, prompt: int, layers: Collection[int] | None) -> Any:
         """One row a token of the span: means over layers."""
