@@ -25,7 +25,7 @@ def induction(
     vocabulary: Sequence[int] | None = None,
     first: Sequence[int] | None = None,
 ) -> PromptSet:
-    """Repeated random tokens: [A][B] ... [A] -> [B].
+    """Repeated random tokens: `[A][B] ... [A]` is followed by `[B]`.
 
     A block of `length` different tokens; then the last `repeated` tokens up to and
     including A stand again, and B is the answer. `wrong` is another token of the
