@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechsink.metrics import at_least_float32
+from mechsink.models.any_model import any_model
 from mechsink.models.float64 import working_dtype
 from mechsink.models.memory import rows_that_fit
 from mechsink.prompts import PromptPairs, TokenPairs
@@ -62,6 +63,7 @@ class NoiseFloor(Result):
     eps: float
 
 
+@any_model
 def noise_floor(
     model: Model, prompts: PromptPairs | Int[Tensor, "prompt pos"], metric: Metric
 ) -> NoiseFloor:

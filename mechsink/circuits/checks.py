@@ -22,6 +22,7 @@ from mechsink.circuits.ratios import (
     interval,
     resampled_means,
 )
+from mechsink.models.any_model import any_model
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs
 from mechsink.results import Result, provenance
@@ -93,6 +94,7 @@ class Minimality(Result):
     ablation: str
 
 
+@any_model
 def completeness(
     model: Model,
     circuit: Edges,
@@ -180,6 +182,7 @@ def completeness(
     return Completeness(table, meta, removed, repr(metric), ablation)
 
 
+@any_model
 def minimality(
     model: Model,
     circuit: Edges,

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechsink.interventions.replacements import Replacement
+from mechsink.models.any_model import any_model
 from mechsink.models.memory import rows_that_fit
 from mechsink.precision import below, floors
 from mechsink.prompts import PromptPairs, TokenPairs
@@ -59,6 +60,7 @@ class AblationResult(Result):
         return float(self.table["change"].to_numpy().mean())
 
 
+@any_model
 @checked
 def ablate(
     model: Model,

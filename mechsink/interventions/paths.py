@@ -22,6 +22,7 @@ from mechsink.interventions.routes import (
     check_sites,
     reached,
 )
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.precision import below, floors
 from mechsink.prompts import PromptPairs, TokenPairs
@@ -129,6 +130,7 @@ class PathSweepResult(PathResult):
             return plotting.heat_map(ax, grid, label, diverging=True)
 
 
+@any_model
 def path_patch(
     model: Model,
     pairs: PromptPairs,
@@ -194,6 +196,7 @@ def path_patch(
     return PathResult(**fields)
 
 
+@any_model
 def path_sweep(
     model: Model,
     pairs: PromptPairs,

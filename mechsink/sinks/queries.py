@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from mechsink.models.any_model import any_model
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
 from mechsink.sinks.measure import (
@@ -113,6 +114,7 @@ class QueryAttentionMeter(Meter):
         return QueryAttention(tables["table"], meta)
 
 
+@any_model
 def query_attention(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

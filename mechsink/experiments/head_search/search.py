@@ -27,6 +27,7 @@ from mechsink.interventions.attention_edits import (
     on_heads,
     zero_tuning,
 )
+from mechsink.models.any_model import any_model
 from mechsink.prompts import PromptPairs
 from mechsink.results import Result
 from mechsink.run import Edit, Metric, Model
@@ -63,6 +64,7 @@ class ZeroTuningSearch(Result):
         return on_heads(zero_tuning(self.gamma), self.heads)
 
 
+@any_model
 def zero_tuning_search(
     model: Model,
     prompts: PromptPairs | Int[Tensor, "prompt pos"],
@@ -132,6 +134,7 @@ def zero_tuning_search(
     return ZeroTuningSearch(table, meta, grid, kind, float(best))
 
 
+@any_model
 def act_search(
     model: Model,
     prompts: PromptPairs | Int[Tensor, "prompt pos"],

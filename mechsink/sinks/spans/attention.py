@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsink.interventions.attention_algebra import Span
+from mechsink.models.any_model import any_model
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
 from mechsink.sinks.measure import (
@@ -101,6 +102,7 @@ class SpanAttentionMeter(Meter):
         return SpanAttention(tables["table"], meta)
 
 
+@any_model
 def span_attention(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

@@ -17,6 +17,7 @@ from torch import Tensor
 from mechsink.interventions.attention_algebra import Span
 from mechsink.interventions.attention_edits import at_layers
 from mechsink.interventions.span_edits import hide_span, vhr_amplify
+from mechsink.models.any_model import any_model
 from mechsink.results import Result, provenance
 from mechsink.run import Edit, Model
 from mechsink.sinks.measure import at_least_float32, rows
@@ -53,6 +54,7 @@ class HeadDivergence(Result):
         return best.groupby(["batch", "layer"]).mean().groupby("batch").sum()
 
 
+@any_model
 def head_divergence(
     model: Model,
     tokens: Int[Tensor, "batch pos"],
@@ -111,6 +113,7 @@ def head_divergence(
     return HeadDivergence(table, meta, list(span))
 
 
+@any_model
 def vhr_heads(
     model: Model,
     tokens: Int[Tensor, "batch pos"],

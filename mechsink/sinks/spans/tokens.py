@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsink.interventions.attention_algebra import Span
+from mechsink.models.any_model import any_model
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
 from mechsink.sinks.measure import (
@@ -163,6 +164,7 @@ class SpanTokenMeter(Meter):
         return means
 
 
+@any_model
 def span_tokens(
     model: Model,
     tokens: Tensor | Sequence[Tensor],
