@@ -157,6 +157,7 @@ from .models.selfcheck import selfcheck as selfcheck
 from .models.stream_losses import stream_losses as stream_losses
 from .models.stream_losses import window_losses as window_losses
 from .models.streaming import Stream as Stream
+from .models.their_cache import as_run as as_run
 from .precision import NoiseFloor as NoiseFloor
 from .precision import noise_floor as noise_floor
 from .prompts import PromptPairs as PromptPairs
@@ -241,3 +242,4 @@ from .sinks.values import value_norms as value_norms
 from .sites import Site as Site
 from .slots.prompts import SlotPrompts as SlotPrompts
 from .slots.tokens import SlotTokens as SlotTokens
+from .tensors import TableTensor as TableTensor

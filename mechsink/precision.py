@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mechsink import plotting
 from mechsink.metrics import at_least_float32
+from mechsink.models.any_model import any_model
 from mechsink.models.float64 import working_dtype
 from mechsink.models.memory import rows_that_fit
 from mechsink.plotting import Axes
@@ -85,6 +86,7 @@ class NoiseFloor(Result):
         return ax
 
 
+@any_model
 def noise_floor(
     model: Model, prompts: PromptPairs | Int[Tensor, "prompt pos"], metric: Metric
 ) -> NoiseFloor:

@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from mechsink.run import Model
 from mechsink.shown import Shown
+from mechsink.tensors import TableTensor, table_tensor
 
 LARGE = 200_000
 """Rows from which a table is written as Parquet, where pyarrow is installed."""
@@ -118,6 +120,33 @@ class Result(Shown):
         rest = meta.pop("fields", {})
         tables = {name: _read_table(Path(folder), saved[name]) for name in saved}
         return cls(**tables, **rest, meta=meta)
+
+    def to_torch(
+        self,
+        column: str | None = None,
+        axes: Sequence[str] | None = None,
+        *,
+        fill: float | int = math.nan,
+        dtype: torch.dtype = torch.float64,
+    ) -> TableTensor:
+        """A column of `table` as a dense tensor over the columns that say where.
+
+        Args:
+            column: the numbers, in their unit. Default: the first that is no axis.
+            axes: columns to lay them out over, in this order; together they must name
+                one row each. Default: those before the first column of results, such
+                as prompt, layer, pos, but not what stands there (token).
+            fill: for places without a row. NaN in the table stays NaN.
+            dtype: of the tensor, on the CPU.
+
+        Returns:
+            `.values`, Float[Tensor, "..."], one dimension an axis, and `.axes`: each
+            one's coordinates in that order, numbers ascending.
+
+        Raises:
+            ValueError: no such column, or several rows at the same place.
+        """
+        return table_tensor(self.table, column, axes, fill=fill, dtype=dtype)
 
 
 def provenance(
@@ -265,6 +294,11 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
 
 def _read_table(folder: Path, saved: Mapping[str, Any]) -> pd.DataFrame:
     path = folder / Path(saved["file"]).name  # never outside the folder
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ImportError(
+            f"load: {path} is Parquet, which needs pyarrow: pip install "
+            "'mechsink[parquet]'."
+        )
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -293,7 +327,7 @@ def _read_table(folder: Path, saved: Mapping[str, Any]) -> pd.DataFrame:
 
 def _parsed(data: bytes, suffix: str, columns: Mapping[str, str]) -> pd.DataFrame:
     if suffix == ".parquet":
-        return pd.read_parquet(io.BytesIO(data))
+        return pd.read_parquet(io.BytesIO(data), engine="pyarrow")
     floats = {name: kind for name, kind in columns.items() if "float" in kind}
     # Floats by way of text: exact, where read_csv's own parser may round. No
     # text is taken for a missing value: a token may read "NA".

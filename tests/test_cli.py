@@ -65,7 +65,7 @@ def test_help_imports_nothing_heavy():
 def test_every_verb_has_an_example(verb):
     done = mechsink(*verb.split(), "--help")
     assert done.exit_code == 0
-    assert f"Example: mechsink {verb}" in done.output
+    assert f"mechsink {verb}" in done.output.split("Example")[-1]
 
 
 def test_versions():

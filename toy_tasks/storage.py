@@ -190,6 +190,10 @@ def load_weights(
     model.load_state_dict(dict(tensors))
 
 
+class FolderBusy(RuntimeError):
+    """Another process is at work in a folder."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path, caller: str = "train") -> Iterator[None]:
     """Hold a folder for one process; the system lets go when the process ends.
@@ -200,7 +204,7 @@ def locked(folder: Path, caller: str = "train") -> Iterator[None]:
 
     Raises:
         OSError: the folder can't be made.
-        RuntimeError: another process holds it.
+        FolderBusy: another process holds it (a RuntimeError).
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -219,7 +223,7 @@ def locked(folder: Path, caller: str = "train") -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(
+            raise FolderBusy(
                 f"{caller}: another process is at work in {folder}. Wait until it has "
                 "finished, or choose another folder."
             ) from None

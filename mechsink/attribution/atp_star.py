@@ -34,6 +34,7 @@ from mechsink.attribution.node_runs import (
     no_gradient,
 )
 from mechsink.attribution.node_scores import NodeScores, node_scores
+from mechsink.models.any_model import any_model
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.run import Metric, Model, ModelShape
@@ -50,6 +51,7 @@ class Options(NamedTuple):
     grad_drop: bool
 
 
+@any_model
 def atp_star(
     model: Model,
     pairs: PromptPairs,

@@ -25,6 +25,7 @@ from mechsink.attribution.node_runs import (
     no_gradient,
 )
 from mechsink.attribution.node_scores import Direction, NodeScores, node_scores
+from mechsink.models.any_model import any_model
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.run import Metric, Model
@@ -33,6 +34,7 @@ from toy_tasks.checks import checked
 Rules = Callable[[], contextlib.AbstractContextManager[None]]
 
 
+@any_model
 @checked
 def attribution_patching(
     model: Model,

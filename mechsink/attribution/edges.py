@@ -14,8 +14,11 @@ from torch import Tensor
 from mechsink.attribution.ask import Asked, Ends, asked, scores_of
 from mechsink.attribution.edge_gradients import Point, collect, readers, score
 from mechsink.attribution.edge_scores import EdgeScores
+from mechsink.attribution.wires import Wires
 from mechsink.attribution.writes import source_sites
+from mechsink.models.any_model import any_model
 from mechsink.models.memory import free_bytes
+from mechsink.progress import bar
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.run import Metric, Model
 from mechsink.sites import Site
@@ -25,9 +28,15 @@ Points = Callable[[Asked, Ends], list[Point]]
 INPUT_SITE = Site("resid_pre", 0)
 
 
+@any_model
 @checked
 def eap(
-    model: Model, pairs: PromptPairs, metric: Metric, *, seed: int = 0
+    model: Model,
+    pairs: PromptPairs,
+    metric: Metric,
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> EdgeScores:
     """Edge attribution patching: gradient at the clean run.
 
@@ -36,6 +45,7 @@ def eap(
         pairs: clean and corrupted prompts.
         metric: a run to one number per prompt; may read sites (a sink score).
         seed: of the intervals and tests.
+        progress: show a bar; default on a terminal only.
 
     Returns:
         `EdgeScores`, one row an edge.
@@ -56,12 +66,21 @@ def eap(
         >>> ms.edge_auroc(scores, case.edges)
         1.0
     """
-    return _by_gradients(model, pairs, metric, "eap", lambda *_: [Point({}, 1.0)], seed)
+    return _by_gradients(
+        model, pairs, metric, "eap", lambda *_: [Point({}, 1.0)], 1, seed, progress
+    )
 
 
+@any_model
 @checked
 def eap_ig(
-    model: Model, pairs: PromptPairs, metric: Metric, *, steps: int = 5, seed: int = 0
+    model: Model,
+    pairs: PromptPairs,
+    metric: Metric,
+    *,
+    steps: int = 5,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> EdgeScores:
     """EAP with integrated gradients over the input.
 
@@ -100,12 +119,20 @@ def eap_ig(
             for k in range(steps)
         ]
 
-    return _by_gradients(model, pairs, metric, "eap_ig", points, seed, steps=steps)
+    return _by_gradients(
+        model, pairs, metric, "eap_ig", points, steps, seed, progress, steps=steps
+    )
 
 
+@any_model
 @checked
 def eap_clean_corrupted(
-    model: Model, pairs: PromptPairs, metric: Metric, *, seed: int = 0
+    model: Model,
+    pairs: PromptPairs,
+    metric: Metric,
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> EdgeScores:
     """EAP with the mean of the gradients at the clean and at the corrupted run.
 
@@ -134,12 +161,21 @@ def eap_clean_corrupted(
         corrupted = Point({INPUT_SITE: ends[1][INPUT_SITE]}, 0.5)
         return [Point({}, 0.5), corrupted]
 
-    return _by_gradients(model, pairs, metric, "eap_clean_corrupted", points, seed)
+    return _by_gradients(
+        model, pairs, metric, "eap_clean_corrupted", points, 2, seed, progress
+    )
 
 
+@any_model
 @checked
 def eap_ig_activations(
-    model: Model, pairs: PromptPairs, metric: Metric, *, steps: int = 5, seed: int = 0
+    model: Model,
+    pairs: PromptPairs,
+    metric: Metric,
+    *,
+    steps: int = 5,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> EdgeScores:
     """EAP with integrated gradients over activations, one component at a time.
 
@@ -182,9 +218,11 @@ def eap_ig_activations(
             for k in range(steps)
         ]
 
+    n_points = steps * len(source_sites(Wires.of(model.shape)))
     return _by_gradients(
-        model, pairs, metric, "eap_ig_activations", points, seed, steps=steps
-    )
+        model, pairs, metric, "eap_ig_activations", points, n_points, seed, progress,
+        steps=steps,
+    )  # fmt: skip
 
 
 def _by_gradients(
@@ -193,7 +231,9 @@ def _by_gradients(
     metric: Metric,
     method: str,
     points: Points,
+    n_points: int,
     seed: int,
+    progress: bool | None,
     **settings: int,
 ) -> EdgeScores:
     started = time.perf_counter()
@@ -211,10 +251,12 @@ def _by_gradients(
             depends.append(
                 collect(model, ask.wires, ask.wiring, found, batch, metric, some)
             )
+            advance(len(some) * len(batch))
         scores = score(ask.wires, found, ask.change(ends)).cpu()
         by_prompt.update(zip(batch.index, scores, strict=True))
 
-    ask.each_batch(lambda n_pos: _rows_at_once(ask, n_pos), work)
+    with bar(f"{method}, backward passes", n_points * len(pairs), progress) as advance:
+        ask.each_batch(lambda n_pos: _rows_at_once(ask, n_pos), work)
     if not any(depends):
         raise ValueError(
             f"{method}: the metric {metric!r} does not depend on the model's heads, "

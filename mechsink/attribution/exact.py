@@ -11,6 +11,7 @@ from mechsink.attribution.ask import Asked, asked, scores_of
 from mechsink.attribution.edge_patching import cut_metric, cut_rows
 from mechsink.attribution.edge_scores import EdgeScores
 from mechsink.attribution.writes import written
+from mechsink.models.any_model import any_model
 from mechsink.precision import floors
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs, TokenPairs
@@ -18,6 +19,7 @@ from mechsink.run import Metric, Model
 from mechsink.sites import Site
 
 
+@any_model
 def exact_edges(
     model: Model,
     pairs: PromptPairs,

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechsink.models.any_model import any_model
 from mechsink.run import Metric, Model
 from mechsink.sites import Site
 
 
+@any_model
 def gradients(
     model: Model,
     tokens: Int[Tensor, "batch pos"],

@@ -17,6 +17,7 @@ from torch import Tensor
 from mechsink import plotting
 from mechsink.attribution.contributions import run_at
 from mechsink.attribution.logits import batches, place
+from mechsink.models.any_model import any_model
 from mechsink.models.wiring import wiring
 from mechsink.plotting import Axes
 from mechsink.prompts import PromptPairs, TokenPairs
@@ -108,6 +109,7 @@ _DEPTH = {"resid_pre": 0, "resid_mid": 0.5, "resid_post": 1}
 """Layers that have run, less the number of the layer."""
 
 
+@any_model
 def logit_lens(
     model: Model,
     prompts: PromptPairs | Int[Tensor, "prompt pos"],

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mechsink import plotting
 from mechsink.attribution.contributions import Parts, Wanted, contributions
+from mechsink.models.any_model import any_model
 from mechsink.models.memory import rows_that_fit
 from mechsink.models.wiring import Wiring, wiring
 from mechsink.plotting import Axes
@@ -92,6 +93,7 @@ class LogitAttribution(Result):
             return plotting.heat_map(ax, grid, label, diverging=True)
 
 
+@any_model
 def logit_attribution(
     model: Model,
     pairs: PromptPairs,

@@ -24,6 +24,7 @@ from mechsink.attribution.subspaces import (
     vector_batches,
 )
 from mechsink.metrics import logit_diff
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.prompts import TokenPairs
 from mechsink.results import Result, provenance
@@ -88,6 +89,7 @@ class LowRank(Result):
             return ax
 
 
+@any_model
 def low_rank(
     model: Model,
     prompts: Prompts,

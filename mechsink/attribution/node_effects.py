@@ -12,6 +12,7 @@ from mechsink.attribution.logits import logit_attribution
 from mechsink.interventions.paths import path_sweep
 from mechsink.interventions.places import Direction
 from mechsink.metrics import logit_diff
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.precision import below_mean
 from mechsink.prompts import PromptPairs
@@ -124,6 +125,7 @@ class NodeEffects(Result):
             return ax
 
 
+@any_model
 def node_effects(
     model: Model,
     pairs: PromptPairs,

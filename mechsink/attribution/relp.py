@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from mechsink.attribution.attribution_patching import by_gradient
 from mechsink.attribution.node_places import Positions
 from mechsink.attribution.node_scores import Direction, NodeScores
+from mechsink.models.any_model import any_model
 from mechsink.models.relevance import relevance_rules
 from mechsink.prompts import PromptPairs
 from mechsink.run import Metric, Model
@@ -17,6 +18,7 @@ SEVERED = ("q", "k", "attn_scores")
 """Sites that act through the attention pattern alone, which passes nothing back."""
 
 
+@any_model
 def relp(
     model: Model,
     pairs: PromptPairs,

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsink.attribution.logits import batches, place
+from mechsink.models.any_model import any_model
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.run import Model
 from mechsink.sites import Site
@@ -69,6 +70,7 @@ class Subspace:
         return float(power[:rank].sum() / power.sum()) if power.sum() > 0 else 1.0
 
 
+@any_model
 def subspaces(
     model: Model,
     prompts: Prompts,

@@ -19,6 +19,7 @@ from mechsink.circuits.evaluation import CircuitRuns, Edges
 from mechsink.circuits.graph import Circuit
 from mechsink.circuits.pruning import edges_of
 from mechsink.circuits.ratios import check_told_apart
+from mechsink.models.any_model import any_model
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs
 from mechsink.results import provenance
@@ -31,6 +32,7 @@ OBJECTIVES = {
 }
 
 
+@any_model
 def acdc(
     model: Model,
     pairs: PromptPairs,
@@ -92,6 +94,7 @@ def acdc(
     )[tau]  # fmt: skip
 
 
+@any_model
 def acdc_sweep(
     model: Model,
     pairs: PromptPairs,

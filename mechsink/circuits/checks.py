@@ -23,6 +23,7 @@ from mechsink.circuits.ratios import (
     interval,
     resampled_means,
 )
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs
@@ -132,6 +133,7 @@ class Minimality(Result):
         return ax
 
 
+@any_model
 def completeness(
     model: Model,
     circuit: Edges,
@@ -219,6 +221,7 @@ def completeness(
     return Completeness(table, meta, removed, repr(metric), ablation)
 
 
+@any_model
 def minimality(
     model: Model,
     circuit: Edges,

@@ -21,6 +21,7 @@ from mechsink.attribution.wires import Wires
 from mechsink.attribution.writes import outputs, source_sites, written
 from mechsink.circuits.graph import Circuit, Edge
 from mechsink.circuits.pruning import mask_of
+from mechsink.models.any_model import any_model
 from mechsink.models.memory import free_bytes
 from mechsink.models.wiring import wiring
 from mechsink.prompts import PromptPairs, Texts, TokenPairs
@@ -32,6 +33,7 @@ Edges = Circuit | Collection[Edge]
 References = Texts | Int[Tensor, "reference _"] | Sequence[Int[Tensor, " _"]]
 
 
+@any_model
 def circuit_metric(
     model: Model,
     circuit: Edges,

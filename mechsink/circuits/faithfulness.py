@@ -27,6 +27,7 @@ from mechsink.circuits.ratios import (
     ratio_of_means,
     resampled_ratios,
 )
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.precision import below, below_mean, floors
 from mechsink.prompts import PromptPairs
@@ -111,6 +112,7 @@ class Faithfulness(Result):
         return words
 
 
+@any_model
 @checked
 def faithfulness(
     model: Model,

@@ -31,6 +31,7 @@ from mechsink.circuits.ratios import (
     resampled_ratios,
 )
 from mechsink.circuits.selection import greedy_edges, top_edges
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs
@@ -123,6 +124,7 @@ class FaithfulnessCurve(Result):
         return ax
 
 
+@any_model
 @checked
 def faithfulness_curve(
     model: Model,

@@ -47,7 +47,8 @@ def write_json(graph: nx.DiGraph, meta: dict[str, Any], path: Path) -> Path:
                 "wires": graph.graph["wires"],
                 "outputs": graph.graph["outputs"],
                 **{key: link[key] for key in ("directed", "multigraph")},
-                "graph": {},
+                # Again: networkx gives it to whoever reads the file with it.
+                "graph": {key: graph.graph[key] for key in ("wires", "outputs")},
                 "nodes": link["nodes"],
                 "edges": link["edges"],
                 "meta": meta,

@@ -20,6 +20,7 @@ from mechsink.circuits import files
 from mechsink.circuits.building import Edge, build_graph
 from mechsink.circuits.drawing import draw
 from mechsink.circuits.files import NUMBERS, Stored
+from mechsink.circuits.from_graph import read_graph
 from mechsink.circuits.pruning import pruned_edges
 from mechsink.plotting import Axes
 from mechsink.shown import Shown
@@ -99,6 +100,39 @@ class Circuit(Shown):
             outputs: targets that the metric reads.
         """
         return cls.of(wires, wires.edges, outputs=outputs, meta={"selection": "full"})
+
+    @classmethod
+    def from_graph(
+        cls,
+        graph: Any,  # a networkx.DiGraph; what it is not is told
+        like: Any = None,
+        *,
+        outputs: Sequence[str] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> "Circuit":
+        """The circuit that a networkx graph describes; the graph stays as it is.
+
+        Args:
+            graph: edges from what writes ("input", "a0.h1", "m3") to what reads
+                ("a2.h1<q>", "m3", "logits"), with `score`, else `weight`, in the
+                metric's unit, and `low`, `high`, `p_value`, `q_value` where known; an
+                edge without has score NaN. What else it carries, nodes without edges,
+                and edges from a port to its own head are left out or put back.
+            like: whose names and sizes these are: a model, `EdgeScores`, a `Circuit`
+                or its `wires`. Default: what a Circuit wrote into `graph.graph`, also
+                by way of `save` and networkx's readers.
+            outputs: targets that the metric reads. Default: as in `graph.graph`, else
+                the logits.
+            meta: where the graph comes from.
+
+        Raises:
+            ValueError: no directed graph, a cycle, a node or edge that the model does
+                not have (the nearest name is suggested), a score that is no number,
+                or no `like` for a graph that does not say its model.
+        """
+        read = read_graph(graph, like, outputs)
+        origin = {"selection": "networkx graph"} if meta is None else meta
+        return cls._built(read.wires, read.edges, read.outputs, origin)
 
     @classmethod
     def load(cls, path: Path | str) -> "Circuit":

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
+from mechsink.cli.choices import model_names
+from mechsink.cli.exits import BAD_INPUT, CODES, code_of, explain
+
 if TYPE_CHECKING:
     from mechsink.run import Model
 
-BAD_INPUT, FAILURE, STOPPED = 2, 1, 130
-"""Exit codes beside 0; they stand in the help text too."""
-
-_INPUT_ERRORS = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError)
-_INPUT_ERRORS += (IsADirectoryError, FileExistsError)
+AS_JSON, VERB = "mechsink.json", "mechsink.verb"
+"""Names in a context's `meta`: whether --json was given, and the verb's name."""
 
 _UsageError: Any = typer.BadParameter.mro()[1]  # of click, or of typer's copy of it
 
@@ -23,36 +23,38 @@ _UsageError: Any = typer.BadParameter.mro()[1]  # of click, or of typer's copy o
 class _Verbs(typer.core.TyperGroup):
     """The verbs, with errors told in words: no traceback unless --debug."""
 
+    def make_context(self, info_name: Any, args: Any, *rest: Any, **extra: Any) -> Any:
+        as_json = "--json" in (args[: args.index("--")] if "--" in args else args)
+        try:
+            context = super().make_context(info_name, args, *rest, **extra)
+        except _UsageError as error:
+            if as_json:
+                write_failure(None, BAD_INPUT, error.format_message())
+            raise
+        context.meta[AS_JSON] = as_json
+        return context
+
     def invoke(self, ctx: Any) -> Any:
         os.environ.setdefault("MPLBACKEND", "agg")  # figures go to files
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, _UsageError):
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
-        except KeyboardInterrupt:
-            _complain("stopped. What was trained so far is kept and resumed next time.")
-            raise typer.Exit(STOPPED) from None
-        except Exception as error:
+        except _UsageError as error:
+            if ctx.meta[AS_JSON]:
+                write_failure(_verb(ctx), BAD_INPUT, error.format_message())
+            raise
+        except (Exception, KeyboardInterrupt) as error:
             if ctx.params.get("debug"):
                 raise
-            _complain(_explain(error))
-            is_input = isinstance(error, _INPUT_ERRORS)
-            raise typer.Exit(BAD_INPUT if is_input else FAILURE) from None
+            code, message = code_of(error), explain(error)
+            complain(message)
+            if ctx.meta[AS_JSON]:
+                write_failure(_verb(ctx), code, message)
+            raise typer.Exit(code) from None
 
 
-def _explain(error: Exception) -> str:
-    """One paragraph: our own messages as they are, what we did not expect by name."""
-    if isinstance(error, ImportError):
-        return f"{error}. Install what is missing, then run the same command again."
-    if isinstance(error, MemoryError):
-        return "out of memory. Give fewer or shorter texts, or a smaller model."
-    if isinstance(error, ValueError | OSError | RuntimeError) and str(error):
-        return str(error)
-    return (
-        f"unexpected {type(error).__name__}: {error}. This is a fault of mechsink: run "
-        "again as `mechsink --debug ...` and report what that shows."
-    )
-
+_MEANINGS = "\n\n".join(f"{code}: {meaning}" for code, meaning in CODES.items())
 
 app = typer.Typer(
     cls=_Verbs,
@@ -61,10 +63,19 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Attention sinks and circuits of transformers: measure, train a toy, report."
-    "\n\nEach verb writes a folder with tables, figures and one report.html that opens "
-    "offline. Exit codes: 0 done, 1 failure, 2 bad input, 130 stopped.",
+    "\n\nEach verb writes a folder with tables, figures, one report.html that opens "
+    "offline, and run.toml, which repeats the run: mechsink replay FOLDER/run.toml. "
+    "With --json a verb prints one JSON object, errors included.",
+    epilog=f"[bold]Exit codes[/bold]\n\n{_MEANINGS}",
 )
 
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        help="smollm2, a local folder, a hub id, or toy:FOLDER.",
+        autocompletion=model_names,
+    ),
+]
 Out = Annotated[
     Path, typer.Option(help="Folder for the results: new, or written by mechsink.")
 ]
@@ -75,7 +86,7 @@ Steps = Annotated[
 Float64 = Annotated[
     bool,
     typer.Option(
-        "--float64",
+        "--float64/--no-float64",
         help="Measure a float64 copy of the model, on the CPU: what then goes away was "
         "rounding. Eight bytes a weight, several times slower.",
     ),
@@ -108,7 +119,7 @@ def _options(
     pass
 
 
-def load(model: str, float64: bool) -> "Model":
+def load(model: str, float64: bool = False) -> "Model":
     """The model to measure, with a line on the screen while it loads."""
     from mechsink.models.load import load_model
     from mechsink.progress import waiting
@@ -122,14 +133,20 @@ def load(model: str, float64: bool) -> "Model":
         return in_float64(loaded)
 
 
-def done(out: Path, name: str = "report.html") -> None:
-    """Print the path of what was written, last."""
-    from mechsink.visible import visible
-
-    sys.stdout.write(f"{visible(str(out.expanduser() / name))}\n")
+def write_failure(verb: str | None, code: int, message: str) -> None:
+    """The JSON object of a verb that failed."""
+    write_json({"verb": verb, "ok": False, "exit_code": code, "error": message})
 
 
-def _complain(message: str) -> None:
+def write_json(found: dict[str, Any]) -> None:
+    """One JSON object on stdout, in ASCII, whatever the terminal's encoding is."""
+    import json
+
+    sys.stdout.write(json.dumps(found, allow_nan=False) + "\n")
+
+
+def complain(message: str) -> None:
+    """A sentence on stderr, no markup and no control character in it."""
     from rich.console import Console
     from rich.text import Text
 
@@ -138,3 +155,7 @@ def _complain(message: str) -> None:
     console = Console(stderr=True)
     said = Text.assemble(("mechsink: ", "bold red"), visible(message))
     console.print(said, soft_wrap=True)
+
+
+def _verb(ctx: Any) -> str | None:
+    return ctx.meta.get(VERB) or ctx.invoked_subcommand

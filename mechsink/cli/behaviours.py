@@ -6,25 +6,38 @@ from typing import Annotated, Any
 
 import typer
 
-from mechsink.cli.app import Float64, Out, app, done, load
+from mechsink.cli import numbers
+from mechsink.cli.app import Float64, ModelName, Out, app, load
+from mechsink.cli.choices import (
+    DIRECTIONS,
+    METHODS,
+    METRICS,
+    SETS,
+    SITES,
+    offer,
+)
 from mechsink.cli.engines import Address, EngineName, Workers, spreading
+from mechsink.cli.verbs import Outcome, results, verb
 from mechsink.cli.words import by_direction, by_method, by_metric, by_pairs
 
 SkipBad = Annotated[
     bool,
     typer.Option(
-        "--skip-bad",
+        "--skip-bad/--no-skip-bad",
         help="Leave out lines that are no pairs, and count them; `patch --engine` "
         "also pairs that give an error, such as those of unequal length.",
     ),
 ]
 
 
-@app.command()
+@verb(
+    app,
+    "mechsink patch smollm2 pairs.jsonl --site resid_pre --site z",
+    "mechsink patch smollm2 pairs.jsonl --direction noising --metric sink:3.2 --json",
+    "mechsink patch smollm2 many.jsonl --engine ray --address auto --skip-bad",
+)
 def patch(
-    model: Annotated[
-        str, typer.Argument(help="smollm2, a local folder, a hub id, or toy:FOLDER.")
-    ],
+    model: ModelName,
     pairs: Annotated[
         Path,
         typer.Argument(
@@ -34,17 +47,23 @@ def patch(
     site: Annotated[
         list[str] | None,
         typer.Option(
-            help="Site to sweep, repeatable. Default: resid_pre, attn_out, mlp_out, z."
+            help="Site to sweep, repeatable. Default: resid_pre, attn_out, mlp_out, z.",
+            autocompletion=offer(SITES),
         ),
     ] = None,
     direction: Annotated[
-        str, typer.Option(help="denoising (is it enough?) or noising (is it needed?).")
+        str,
+        typer.Option(
+            help="denoising (is it enough?) or noising (is it needed?).",
+            autocompletion=offer(DIRECTIONS),
+        ),
     ] = "denoising",
     metric: Annotated[
         str,
         typer.Option(
             help="logit-diff, answer-logprob, or the sink attention of a head: "
-            "sink:3.2, or L3H2."
+            "sink:3.2, or L3H2.",
+            autocompletion=offer(METRICS),
         ),
     ] = "logit-diff",
     skip_bad: SkipBad = False,
@@ -53,18 +72,12 @@ def patch(
     address: Address = None,
     out: Out = Path("patch"),
     float64: Float64 = False,
-) -> None:
+) -> Outcome:
     """Which places of a model carry a behaviour: activation patching over pairs.
 
     Sites with heads are patched head by head, the others position by position.
-
-    Example: [bold]mechsink patch smollm2 pairs.jsonl --site resid_pre --site z[/bold]
-
-    Example: [bold]mechsink patch smollm2 many.jsonl --engine ray --address auto[/bold]
     """
-    from mechsink.report.folder import output_folder
-
-    with output_folder(out) as stage:
+    with results(out) as stage:
         from mechsink.interventions.patching import patch_sweep
         from mechsink.prompts import PromptPairs
         from mechsink.report.patching import SITES, patch_report
@@ -87,14 +100,17 @@ def patch(
         )
         report.save(stage)
         rmtree(parts, ignore_errors=True)
-    done(out)
+    return Outcome(out, numbers.of_patching(report))
 
 
-@app.command()
+@verb(
+    app,
+    "mechsink circuit smollm2 pairs.jsonl --method eap-ig --steps 5",
+    "mechsink circuit smollm2 --set ioi --edges 200 --greedy",
+    "mechsink circuit toy:runs/bb --set induction --method exact --json",
+)
 def circuit(
-    model: Annotated[
-        str, typer.Argument(help="smollm2, a local folder, a hub id, or toy:FOLDER.")
-    ],
+    model: ModelName,
     pairs: Annotated[
         Path | None,
         typer.Argument(
@@ -107,6 +123,7 @@ def circuit(
             "--set",
             help="A ready prompt set in place of PAIRS: ioi, capitals, sums, "
             "greater_than, induction or multiple_choice.",
+            autocompletion=offer(SETS),
         ),
     ] = None,
     prompts: Annotated[int, typer.Option(help="Pairs to make of --set.", min=1)] = 40,
@@ -114,7 +131,8 @@ def circuit(
         str,
         typer.Option(
             help="eap, eap-ig, eap-ig-activations, clean-corrupted, or exact (patches "
-            "every edge: small models)."
+            "every edge: small models).",
+            autocompletion=offer(METHODS),
         ),
     ] = "eap-ig",
     steps: Annotated[
@@ -126,16 +144,19 @@ def circuit(
         typer.Option("--edges", "-n", help="Edges to choose. Default: 100.", min=1),
     ] = None,
     signed: Annotated[
-        bool, typer.Option("--signed", help="Rank by score, not by its size.")
+        bool,
+        typer.Option("--signed/--no-signed", help="Rank by score, not by its size."),
     ] = False,
     greedy: Annotated[
-        bool, typer.Option("--greedy", help="Choose from the outputs upstream.")
+        bool,
+        typer.Option("--greedy/--no-greedy", help="Choose from the outputs upstream."),
     ] = False,
     metric: Annotated[
         str,
         typer.Option(
             help="logit-diff, answer-logprob, or the sink attention of a head: "
-            "sink:3.2, or L3H2."
+            "sink:3.2, or L3H2.",
+            autocompletion=offer(METRICS),
         ),
     ] = "logit-diff",
     seed: Annotated[
@@ -147,18 +168,12 @@ def circuit(
     address: Address = None,
     out: Out = Path("circuit"),
     float64: Float64 = False,
-) -> None:
+) -> Outcome:
     """Which edges between components carry a behaviour, and how faithful they are.
 
     From 20 pairs on, half of them choose the circuit and the others measure it.
-
-    Example: [bold]mechsink circuit smollm2 pairs.jsonl --method eap-ig[/bold]
-
-    Example: [bold]mechsink circuit smollm2 --set ioi --edges 200[/bold]
     """
-    from mechsink.report.folder import output_folder
-
-    with output_folder(out) as stage:
+    with results(out) as stage:
         from mechsink.report.circuits import edge_report
 
         pairs_for = by_pairs(pairs, set_, prompts, seed, skip_bad)
@@ -181,14 +196,16 @@ def circuit(
         )
         report.save(stage)
         rmtree(parts, ignore_errors=True)
-    done(out)
+    return Outcome(out, numbers.of_circuit(report))
 
 
-@app.command()
+@verb(
+    app,
+    "mechsink af1 smollm2 --prompts 40 --target 0.9",
+    "mechsink af1 smollm2 --template '{A} plus {B} is' --slot A=0-9 --slot B=1,2,5",
+)
 def af1(
-    model: Annotated[
-        str, typer.Argument(help="smollm2, a local folder, a hub id, or toy:FOLDER.")
-    ],
+    model: ModelName,
     template: Annotated[
         str | None,
         typer.Option(
@@ -211,30 +228,22 @@ def af1(
     ] = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of the draw and split.", min=0)] = 0,
     out: Out = Path("af1"),
-) -> None:
+) -> Outcome:
     """How late, and in how few layers, the last token must look at the others.
 
     Context-aware mean ablation and attention-based peeking (All for One,
     arXiv:2509.09650), searched over waiting depths and peeking layers.
-
-    Example: [bold]mechsink af1 smollm2 --prompts 40 --target 0.9[/bold]
     """
-    from mechsink.report.folder import output_folder
-
-    with output_folder(out) as stage:
-        from mechsink.models.load import load_model
-        from mechsink.progress import waiting
+    with results(out) as stage:
         from mechsink.report.all_for_one import all_for_one_report
         from mechsink.report.slot_texts import default_prompts, template_prompts
 
-        with waiting(f"loading {model}"):
-            loaded = load_model(model)
+        loaded = load(model)
         if template is None and not slot:
             given = default_prompts(loaded)
         else:
             given = template_prompts(loaded, template, slot or [], answer)
-        with waiting("running every waiting depth"):
-            some = given.sample(prompts, seed)
-            report = all_for_one_report(loaded, some, target=target, seed=seed)
+        some = given.sample(prompts, seed)
+        report = all_for_one_report(loaded, some, target=target, seed=seed)
         report.save(stage)
-    done(out)
+    return Outcome(out, numbers.of_all_for_one(report))

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mechsink.cli.choices import ENGINES, offer
+
 EngineName = Annotated[
     str | None,
     typer.Option(
@@ -13,6 +15,7 @@ EngineName = Annotated[
         help="Work pair by pair: here, in a pool of processes, or on ray. Parts are "
         "kept and the same command goes on where it stopped. Default: in batches, "
         "in this process.",
+        autocompletion=offer(ENGINES),
     ),
 ]
 Workers = Annotated[

@@ -1,18 +1,24 @@
 """Verbs that measure one model: sinks, heads, models."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mechsink.cli.app import Float64, Out, app, done, load
+from mechsink.cli import numbers
+from mechsink.cli.app import Float64, ModelName, Out, app, load
+from mechsink.cli.verbs import Outcome, is_json, results, verb
 
 
-@app.command()
+@verb(
+    app,
+    "mechsink sinks smollm2",
+    "mechsink sinks smollm2 --text notes.txt --length 128 --out sinks",
+    "mechsink sinks ./my-model --eps 0.2 --position 1 --json",
+)
 def sinks(
-    model: Annotated[
-        str, typer.Argument(help="smollm2, a local folder, a hub id, or toy:FOLDER.")
-    ],
+    model: ModelName,
     text: Annotated[
         list[Path] | None,
         typer.Option(help="Text file to measure on, repeatable. Default: prose."),
@@ -29,14 +35,9 @@ def sinks(
         float, typer.Option(help="Sink score above which a head counts.", min=0, max=1)
     ] = 0.3,
     float64: Float64 = False,
-) -> None:
-    """Attention sinks, value drains and residual peaks of a model.
-
-    Example: [bold]mechsink sinks smollm2 --text notes.txt --out sinks[/bold]
-    """
-    from mechsink.report.folder import output_folder
-
-    with output_folder(out) as stage:
+) -> Outcome:
+    """Attention sinks, value drains and residual peaks of a model."""
+    with results(out) as stage:
         from mechsink.report.sinks import sink_report
         from mechsink.report.texts import read_texts
 
@@ -46,14 +47,17 @@ def sinks(
             loaded, given, position=position, length=length, eps=eps, n_texts=texts
         )
         report.save(stage)
-    done(out)
+    return Outcome(out, numbers.of_sinks(report))
 
 
-@app.command()
+@verb(
+    app,
+    "mechsink heads smollm2",
+    "mechsink heads smollm2 --domain prose=notes --domain code=src --texts 100",
+    "mechsink heads ./my-model --domain a=a.txt --domain b=b.txt --confirm 0 --json",
+)
 def heads(
-    model: Annotated[
-        str, typer.Argument(help="smollm2, a local folder, a hub id, or toy:FOLDER.")
-    ],
+    model: ModelName,
     domain: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,15 +74,9 @@ def heads(
     ] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the permutations.", min=0)] = 0,
     float64: Float64 = False,
-) -> None:
-    """Which heads rest on one kind of text and work on another.
-
-    Example: [bold]mechsink heads smollm2 --domain prose=notes --domain code=src[/bold]
-    """
-    from mechsink.report.folder import output_folder
-
-    with output_folder(out) as stage:
-        from mechsink.progress import waiting
+) -> Outcome:
+    """Which heads rest on one kind of text and work on another."""
+    with results(out) as stage:
         from mechsink.report.domains import default_domains, read_domains
         from mechsink.report.heads import heads_report
 
@@ -86,38 +84,53 @@ def heads(
         if domain:
             found, notes = read_domains(domain, length, texts)
         loaded = load(model, float64)
-        with waiting("measuring heads"):
-            report = heads_report(
-                loaded,
-                found,
-                notes=notes,
-                position=position,
-                n_pos=length,
-                n_confirm=confirm,
-                seed=seed,
-            )
+        report = heads_report(
+            loaded,
+            found,
+            notes=notes,
+            position=position,
+            n_pos=length,
+            n_confirm=confirm,
+            seed=seed,
+        )
         report.save(stage)
-    done(out)
+    return Outcome(out, numbers.of_heads(report))
 
 
-@app.command()
-def models() -> None:
+@verb(app, "mechsink models", "mechsink models --json", has_settings=False)
+def models() -> Outcome:
     """What can be loaded here, and how.
 
-    Example: [bold]mechsink models[/bold]
+    On a terminal a table, else one line a model: name, what, how, ready.
     """
+    from mechsink.models.catalogue import available_models
+
+    rows = available_models()
+    if not is_json():
+        _show(rows)
+    return Outcome(more={"models": rows})
+
+
+def _show(rows: list[dict]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from mechsink.models.catalogue import available_models
     from mechsink.visible import visible
 
+    names = ("name", "what", "how", "ready")
+    cells = [
+        [visible(str(row[name])) if name != "ready" else "yes" if row[name] else "no"
+         for name in names]
+        for row in rows
+    ]  # fmt: skip
+    if not sys.stdout.isatty():
+        for line in cells:
+            sys.stdout.write("\t".join(" ".join(cell.split()) for cell in line) + "\n")
+        return
     table = Table()
     for heading in ("name", "what it is", "how to load it", "ready"):
         table.add_column(heading, overflow="fold")
-    for row in available_models():
-        ready = "yes" if row["ready"] else "no"
-        cells = (row["name"], row["what"], row["how"], ready)
-        table.add_row(*(Text(visible(cell)) for cell in cells))  # names are no markup
+    for line in cells:
+        table.add_row(*map(Text, line))  # names are no markup
     Console().print(table)

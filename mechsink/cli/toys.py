@@ -5,43 +5,60 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mechsink.cli.app import Out, Seed, Steps, app, done
+from mechsink.cli import numbers
+from mechsink.cli.app import Out, Seed, Steps, app
+from mechsink.cli.choices import PRESETS, model_names, offer
+from mechsink.cli.verbs import Outcome, results, verb
 
 if TYPE_CHECKING:
     from toy_tasks.bigram_backcopy import BigramBackcopy
     from toy_tasks.presets import Preset
 
 
-@app.command()
+@verb(
+    app,
+    "mechsink demo",
+    "mechsink demo --out demo --steps 300",
+    "mechsink demo --model ./my-model --seed 1 --json",
+)
 def demo(
     out: Out = Path("demo"),
     seed: Seed = 0,
     steps: Steps = None,
     model: Annotated[
-        str, typer.Option(help="Real model to measure, as for `mechsink sinks`.")
+        str,
+        typer.Option(
+            help="Real model to measure, as for `mechsink sinks`.",
+            autocompletion=model_names,
+        ),
     ] = "smollm2",
-) -> None:
+) -> Outcome:
     """A real model's sinks, and how the same things form in a toy: one report.
 
     Measures MODEL, trains two Bigram-Backcopy transformers (one layer and three)
     and tells both halves on one page. Minutes on two CPU cores; trained toys are
     kept in OUT and resumed.
-
-    Example: [bold]mechsink demo --out demo[/bold]
     """
-    from mechsink.report.folder import output_folder
-
-    with output_folder(out) as stage:
+    with results(out) as stage:
         from mechsink.report.demo import write_demo
 
-        write_demo(stage, model=model, toys=stage.parent, seed=seed, steps=steps)
-    done(out)
+        page = write_demo(stage, model=model, toys=stage.parent, seed=seed, steps=steps)
+    return Outcome(out, numbers.of_page(page))
 
 
-@app.command()
+@verb(
+    app,
+    "mechsink form bb-cpu --seed 1 --out form",
+    "mechsink form bb3-cpu --text notes.txt --steps 500",
+    "mechsink form --from form/bb-cpu-seed1 --out again --json",
+)
 def form(
     preset: Annotated[
-        str, typer.Argument(help="bb-cpu, bb3-cpu, bb-sgd, bb-relu or bb-paper.")
+        str,
+        typer.Argument(
+            help="bb-cpu, bb3-cpu, bb-sgd, bb-relu or bb-paper.",
+            autocompletion=offer(PRESETS),
+        ),
     ] = "bb-cpu",
     text: Annotated[
         Path | None, typer.Option(help="Text for the bigrams. Default: prose.")
@@ -53,28 +70,23 @@ def form(
     seed: Seed = 0,
     steps: Steps = None,
     out: Out = Path("form"),
-) -> None:
+) -> Outcome:
     """Train a toy transformer and report how its sink formed.
 
     The same command again resumes what it trained, in OUT.
-
-    Example: [bold]mechsink form bb-cpu --seed 1 --out form[/bold]
-
-    Example: [bold]mechsink form --from form/bb-cpu-seed1[/bold]
     """
-    from mechsink.report.folder import output_folder
-
     if from_ is None:
         task, recipe, name = _toy(preset, text, seed, steps)
-    with output_folder(out) as stage:
+    with results(out) as stage:
         from mechsink.report.formation import formation_report
 
         if from_ is None:
             from toy_tasks.training import train
 
             from_ = train(task, recipe, stage.parent / name, seed).folder
-        formation_report(from_).save(stage)
-    done(out)
+        report = formation_report(from_)
+        report.save(stage)
+    return Outcome(out, numbers.of_formation(report))
 
 
 def _toy(

@@ -101,8 +101,9 @@ def as_engine(
             "out, or take engine='ray'."
         )
     if engine == "ray":
-        from mechsink.engines.on_ray import RayCluster
+        from mechsink.engines.on_ray import RayCluster, ray_itself
 
+        ray_itself()  # before a model is loaded for it
         return RayCluster(address, workers)
     from mechsink.engines.local import Here, Pool
 

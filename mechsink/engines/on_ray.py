@@ -56,7 +56,7 @@ class RayCluster:
             items: one piece of work each.
             advance: told how many steps are done.
         """
-        ray = _ray()
+        ray = ray_itself()
         with self._connected(ray):
             n = min(self._n_workers(ray), len(items))
             actor = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=0)(_Actor)
@@ -168,7 +168,12 @@ def _groups(n_items: int, n_workers: int, short: bool) -> list[list[int]]:
     return [numbers[i : i + size] for i in range(0, n_items, size)]
 
 
-def _ray() -> Any:
+def ray_itself() -> Any:
+    """The library, which is an extra.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         import ray
         import ray.exceptions

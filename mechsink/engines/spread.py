@@ -15,6 +15,7 @@ from mechsink.engines.engine import Engine, Outcome, Work, as_engine
 from mechsink.engines.identity import identity
 from mechsink.engines.joining import joined
 from mechsink.engines.store import Store
+from mechsink.models.any_model import any_model
 from mechsink.models.carried import Carried, carried
 from mechsink.models.memory import planned_memory
 from mechsink.progress import Advance, bar
@@ -30,6 +31,7 @@ class PiecesFailed(RuntimeError):
     """Some prompts gave an error; what the others gave is kept in the folder."""
 
 
+@any_model
 def spread(
     measure: Callable[..., R],
     model: Model | str,
@@ -60,7 +62,7 @@ def spread(
             To give it an option that has a name of this function's own, such as
             engine="cells", pass functools.partial(ms.patch_sweep, engine="cells").
         model: the name that `load_model` knows it by, which every worker loads; or a
-            loaded model, which is sent to them.
+            loaded model, or any model object, which is sent to them.
         prompts: `PromptPairs`, tokens Int[prompt pos], or texts.
         args: what else it is given by place: the metric.
         engine: "here" (this process), "pool" (processes of this machine), "ray", or an

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechsink import plotting
 from mechsink.interventions.replacements import Replacement
+from mechsink.models.any_model import any_model
 from mechsink.models.memory import rows_that_fit
 from mechsink.plotting import Axes
 from mechsink.precision import below, floors
@@ -74,6 +75,7 @@ class AblationResult(Result):
         return ax
 
 
+@any_model
 @checked
 def ablate(
     model: Model,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mechsink.interventions.context_sums import EXACT, ContextSums, stretches
 from mechsink.interventions.replacements import Replacement
+from mechsink.models.any_model import any_model
 from mechsink.models.memory import rows_that_fit
 from mechsink.run import Model
 from mechsink.sites import Site
@@ -93,6 +94,7 @@ class ContextMeans:
         return found
 
 
+@any_model
 def context_means(
     model: Model,
     slot_prompts: SlotPrompts | SlotTokens,

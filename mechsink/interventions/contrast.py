@@ -16,6 +16,7 @@ from torch import Tensor
 from mechsink.interventions.attention_algebra import Span
 from mechsink.interventions.attention_edits import at_layers
 from mechsink.interventions.span_edits import hide_span
+from mechsink.models.any_model import any_model
 from mechsink.models.generation import Generation, generate
 from mechsink.models.sampling import Sampler, greedy
 from mechsink.run import Edit, Model
@@ -52,6 +53,7 @@ def contrast(
     return new.masked_fill(full < least.to(full), -torch.inf)
 
 
+@any_model
 def damro_logits(
     model: Model,
     tokens: Int[Tensor, "batch pos"],
@@ -96,6 +98,7 @@ def damro_logits(
     return contrast(full, alone, weight, plausible=plausible)
 
 
+@any_model
 def damro_generate(
     model: Model,
     tokens: Int[Tensor, "batch pos"],

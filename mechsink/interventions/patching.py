@@ -22,6 +22,7 @@ from mechsink.interventions.places import (
     places,
 )
 from mechsink.interventions.sweep import Engine, Swept, swept
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.precision import below, below_mean
 from mechsink.progress import bar
@@ -127,6 +128,7 @@ class PatchingResult(Result):
         return [c.pop().strip() if len(c) == 1 else "·" for c in columns]
 
 
+@any_model
 @checked
 def patch_sweep(
     model: Model,

@@ -22,6 +22,7 @@ from mechsink.interventions.routes import (
     check_sites,
     reached,
 )
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.precision import below, floors
 from mechsink.prompts import PromptPairs, TokenPairs
@@ -155,6 +156,7 @@ class PathSweepResult(PathResult):
             return plotting.heat_map(ax, grid, label, diverging=True)
 
 
+@any_model
 def path_patch(
     model: Model,
     pairs: PromptPairs,
@@ -220,6 +222,7 @@ def path_patch(
     return PathResult(**fields)
 
 
+@any_model
 def path_sweep(
     model: Model,
     pairs: PromptPairs,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mechsink.interventions.attention_edits import mask
 from mechsink.interventions.replacements import Replacement
+from mechsink.models.any_model import any_model
 from mechsink.run import Edit, Model
 from mechsink.sites import Site
 
@@ -114,6 +115,7 @@ def hide(model: Model, masks: Mapping[int, Mask]) -> dict[Site, Edit]:
     )
 
 
+@any_model
 def peek_edits(
     model: Model, n_pos: int, *, wait: int, peek: Collection[int]
 ) -> dict[Site, Edit]:

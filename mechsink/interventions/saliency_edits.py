@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mechsink import plotting
 from mechsink.interventions.attention_algebra import query_positions, scale
+from mechsink.models.any_model import any_model
 from mechsink.models.generation import Edits, generate
 from mechsink.models.sampling import Sampler, greedy
 from mechsink.plotting import Axes
@@ -123,6 +124,7 @@ def reinforce_recent(
     return edit
 
 
+@any_model
 def saliency_generate(
     model: Model,
     tokens: Int[Tensor, "batch pos"],

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from mechsink.models.any_model import any_model
 from mechsink.models.hugging_face import HuggingFaceModel
 from mechsink.models.toy import ToyModel
 from mechsink.run import Model
@@ -20,6 +21,7 @@ from mechsink.run import Model
 NOTE = "float64 copy: casts to float32 within its code are casts to float64"
 
 
+@any_model
 def in_float64(model: Model) -> Model:
     """A copy of a model in float64 on the CPU, sharing nothing with it.
 

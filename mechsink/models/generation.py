@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsink.models.any_model import any_model
 from mechsink.models.edited import EDITABLE, edit_attention
 from mechsink.models.hooks import SiteHooks, check_tokens, edited
 from mechsink.models.hugging_face import HuggingFaceModel
@@ -61,6 +62,7 @@ class Generation:
         return self.tokens[:, self.n_prompt :]
 
 
+@any_model
 def generate(
     model: Model,
     tokens: Int[Tensor, "batch pos"],

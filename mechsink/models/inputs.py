@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechsink.models.any_model import any_model
 from mechsink.run import Model
 
 OF_TOKENS = (
@@ -37,6 +38,7 @@ def image_token(config: Any) -> int | None:
     return None
 
 
+@any_model
 def image_span(model: Model, tokens: Int[Tensor, "batch pos"]) -> tuple[int, ...]:
     """Positions of the image's tokens, the same in every prompt.
 

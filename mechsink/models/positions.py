@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechsink.models.any_model import any_model
 from mechsink.models.edited import EDITABLE, edit_attention
 from mechsink.models.hooks import SiteHooks, check_tokens
 from mechsink.models.hugging_face import HuggingFaceModel
@@ -21,6 +22,7 @@ from mechsink.sites import Site
 from toy_tasks.transformer import ToyTransformer
 
 
+@any_model
 def reposition(
     model: Model,
     tokens: Int[Tensor, "batch pos"],

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechsink.models.any_model import as_model
 from mechsink.models.continuation import BaseRun, CannotContinueError
 from mechsink.models.inputs import inputs_left_out
 from mechsink.models.plain import Call, PlainModel, block_input, tensors_in
@@ -24,7 +25,7 @@ def base_run(model: Any, tokens: Int[Tensor, "batch pos"]) -> BaseRun:
     """Run a model once so that it can be continued.
 
     Args:
-        model: a BridgeModel (any family that keeps a key-value cache) or ToyModel.
+        model: any Hugging Face model that keeps a key-value cache, or a toy.
         tokens: the prompts, of one length.
 
     Returns:
@@ -39,6 +40,7 @@ def base_run(model: Any, tokens: Int[Tensor, "batch pos"]) -> BaseRun:
         >>> base.n_layers, tuple(base.resid[0].shape)
         (2, (12, 10, 64))
     """
+    model = as_model(model)
     tokens = tokens.to(model.device)
     if isinstance(getattr(model, "toy", None), ToyTransformer):
         return toy_base(model.toy, tokens)

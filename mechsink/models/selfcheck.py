@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mechsink.models.any_model import any_model
 from mechsink.run import Model, ModelShape, Run
 from mechsink.sites import Site
 
@@ -74,6 +75,7 @@ class SelfCheck:
         )
 
 
+@any_model
 def selfcheck(model: Model) -> SelfCheck:
     """Check a model's hooks on a short prompt, without raising.
 

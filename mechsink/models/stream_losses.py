@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsink.models.any_model import any_model
 from mechsink.models.cache_policies import Policy
 from mechsink.models.hooks import check_tokens
 from mechsink.models.plain import PlainModel
@@ -41,6 +42,7 @@ class Piece:
     cache_bytes: list[int]
 
 
+@any_model
 def stream_losses(
     model: Model,
     tokens: Int[Tensor, " pos"],
@@ -103,6 +105,7 @@ def stream_losses(
         )
 
 
+@any_model
 def window_losses(
     model: Model,
     tokens: Int[Tensor, " pos"],

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsink.models.any_model import any_model
 from mechsink.models.cache_policies import Dense, Policy, evict_range
 from mechsink.models.hooks import check_tokens
 from mechsink.models.plain import PlainModel, quiet_transformers
@@ -64,6 +65,7 @@ class Stream:
         (10, [5])
     """
 
+    @any_model
     def __init__(self, model: Model, policies: Policy | Sequence[Policy]) -> None:
         given = [policies] if isinstance(policies, Policy) else list(policies)
         if not given:

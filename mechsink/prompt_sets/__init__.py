@@ -2,7 +2,7 @@
 
 Each task is a function of a model; it returns a `PromptSet`: aligned pairs, what
 was dropped, and a way to measure the model's accuracy on them.
-May import: sites, run, results, prompts, slots, metrics.
+May import: sites, run, results, prompts, slots, metrics, models.
 
 Examples:
     >>> case = ms.planted("induction")

@@ -5,6 +5,7 @@ import string
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from mechsink.models.any_model import any_model
 from mechsink.prompt_sets.candidates import Candidate, one_token
 from mechsink.prompt_sets.facts import FACTS, WORDS, Topic
 from mechsink.prompt_sets.sets import DRAWS, PromptSet, check_n, make, none_made
@@ -18,6 +19,7 @@ Content = Literal["facts", "words"]
 Corrupt = Literal["question", "order"]
 
 
+@any_model
 def multiple_choice(
     model: Model,
     n: int = 100,

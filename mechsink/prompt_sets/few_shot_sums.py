@@ -3,11 +3,13 @@
 import random
 from collections.abc import Iterator
 
+from mechsink.models.any_model import any_model
 from mechsink.prompt_sets.candidates import Candidate
 from mechsink.prompt_sets.sets import DRAWS, PromptSet, make
 from mechsink.run import Model
 
 
+@any_model
 def sums(
     model: Model,
     n: int = 100,

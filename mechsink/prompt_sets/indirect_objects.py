@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from typing import Literal
 
+from mechsink.models.any_model import any_model
 from mechsink.prompt_sets.candidates import Candidate, one_token
 from mechsink.prompt_sets.sets import DRAWS, PromptSet, check_n, make, none_made
 from mechsink.prompt_sets.words import NAMES, OBJECTS, PLACES
@@ -22,6 +23,7 @@ TEMPLATES = (
 Order = Literal["both", "ABBA", "BABA"]
 
 
+@any_model
 def ioi(
     model: Model,
     n: int = 100,

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsink.metrics import at_least_float32
+from mechsink.models.any_model import any_model
 from mechsink.prompt_sets.candidates import Candidate, next_token, token_rows
 from mechsink.prompt_sets.sets import DRAWS, PromptSet, make
 from mechsink.prompt_sets.words import EVENTS
@@ -36,6 +37,7 @@ WAYS = (
 )
 
 
+@any_model
 def greater_than(model: Model, n: int = 100, *, seed: int = 0) -> PromptSet:
     """Greater-than: "The war lasted from the year 1732 to the year 17" 33 to 99.
 
@@ -155,6 +157,7 @@ class YearsAbove:
         return (p * weights).sum(-1)
 
 
+@any_model
 def years_above(model: Model, prompt_set: PromptSet) -> YearsAbove:
     """The metric over all years, for the pairs of a `greater_than` set.
 

@@ -8,12 +8,14 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
+from mechsink.models.any_model import any_model
 from mechsink.prompt_sets.candidates import leading
 from mechsink.prompt_sets.sets import PromptSet, check_n
 from mechsink.prompts import PromptPairs
 from mechsink.run import Model
 
 
+@any_model
 def induction(
     model: Model,
     n: int = 100,

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 
+from mechsink.models.any_model import any_model
 from mechsink.prompt_sets.candidates import (
     Candidate,
     next_token,
@@ -20,6 +21,7 @@ TEMPLATES = (
 )
 
 
+@any_model
 def capitals(model: Model, n: int = 100, *, seed: int = 0) -> PromptSet:
     """Country to capital: "The capital of France is" Paris.
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mechsink import plotting
 from mechsink.experiments.all_for_one.search import AllForOneSearch, search_all_for_one
+from mechsink.models.any_model import any_model
 from mechsink.report.html import Headline, Page, Plot, Section, TokenText, settings_rows
 from mechsink.report.paged import Drawn, PagedResult
 from mechsink.report.svg import inline_svg
@@ -165,6 +166,7 @@ class AllForOneReport(AllForOneSearch, PagedResult):
         return (Headline(f"{self.kept:.3f}", "right answers kept, unseen", note),)
 
 
+@any_model
 def all_for_one_report(
     model: Model, prompts: SlotPrompts | SlotTokens, **options: Any
 ) -> AllForOneReport:

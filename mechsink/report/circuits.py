@@ -27,7 +27,7 @@ from mechsink.circuits.faithfulness_curve import (
 )
 from mechsink.circuits.graph import Circuit
 from mechsink.circuits.selection import checked_count
-from mechsink.progress import waiting
+from mechsink.models.any_model import any_model
 from mechsink.prompt_sets.accuracy import accuracy
 from mechsink.prompt_sets.sets import PromptSet
 from mechsink.prompts import PromptPairs
@@ -199,6 +199,7 @@ class EdgeReport(PagedResult):
         return folder
 
 
+@any_model
 def edge_report(
     model: Model,
     pairs: PromptPairs | PromptSet,
@@ -259,8 +260,7 @@ def edge_report(
         about["prompt_set"] = {**pairs.settings, "dropped": dict(pairs.dropped)}
         pairs = pairs.pairs
     choosing, measuring = split(len(pairs), seed)
-    with waiting("scoring edges"):
-        scores = method(model, some(pairs, choosing), metric)
+    scores = method(model, some(pairs, choosing), metric)
     circuit = SELECTIONS[selection](scores, n, signed=signed)
     others = some(pairs, measuring)
     options: dict[str, Any] = {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.report.html import Headline, Page, Plot, Section, TokenText, settings_rows
 from mechsink.report.maps import Choice, Maps, fits
 from mechsink.report.paged import Drawn, PagedResult
@@ -168,6 +169,7 @@ def _grid(table: Any, value: str) -> Any:
     return table.pivot(index="head", columns="layer", values=value)
 
 
+@any_model
 def heads_report(
     model: Model,
     texts: Mapping[str, Texts],

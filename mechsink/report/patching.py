@@ -13,6 +13,7 @@ import pandas as pd
 from mechsink import plotting
 from mechsink.interventions.patching import Direction, PatchingResult, patch_sweep
 from mechsink.interventions.places import PART_COLUMN
+from mechsink.models.any_model import any_model
 from mechsink.prompts import PromptPairs
 from mechsink.report.html import Headline, Page, Plot, Section, TokenText, settings_rows
 from mechsink.report.paged import Drawn, PagedResult
@@ -224,6 +225,7 @@ class PatchReport(PagedResult):
         ]
 
 
+@any_model
 def patch_report(
     model: Model,
     pairs: PromptPairs,

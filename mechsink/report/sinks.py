@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Int
 from torch import Tensor
 
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.progress import Advance, bar
 from mechsink.report.html import Page
@@ -131,6 +132,7 @@ class SinkReport(PagedResult):
         return snippet(self) + super()._repr_html_()
 
 
+@any_model
 @checked
 def sink_report(
     model: Model,

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import Model
@@ -133,6 +134,7 @@ class FirstTokenCosineMeter(Meter):
         return FirstTokenCosine(tables["table"], meta, self.threshold)
 
 
+@any_model
 def first_token_cosine(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.prompt_sets.repeats import induction
 from mechsink.results import Result
@@ -169,6 +170,7 @@ class HeadScoreMeter(Meter):
         return HeadScores(table, meta)
 
 
+@any_model
 def head_scores(
     model: Model, tokens: Tensor | Sequence[Tensor], *, sink: int = 0
 ) -> HeadScores:
@@ -228,6 +230,7 @@ def wanted_keys(
     return torch.stack([kinds[kind].expand(shape) for kind in KINDS], dim=1)
 
 
+@any_model
 def repeated_tokens(
     model: Model,
     n: int = 20,

@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
@@ -115,6 +116,7 @@ class SinkLogitMeter(Meter):
         return SinkLogits(tables["table"], meta)
 
 
+@any_model
 def sink_logits(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsink.models.any_model import any_model
+from mechsink.progress import Advance
 from mechsink.results import plain, provenance
 from mechsink.run import LayerAttention, Model
 
@@ -71,6 +73,23 @@ class Meter:
         raise NotImplementedError
 
 
+@dataclass(frozen=True, eq=False)
+class Watch(Meter):
+    """Measures nothing; moves a progress bar on when a layer's attention is seen."""
+
+    advance: Advance
+    reads = frozenset({"attention"})
+
+    def attention(self, batch: Batch, layer: LayerAttention) -> dict[str, Any]:
+        """One step."""
+        self.advance()
+        return {}
+
+    def result(self, tables: Mapping[str, pd.DataFrame], meta: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+@any_model
 def measure(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

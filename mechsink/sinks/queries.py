@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
@@ -150,6 +151,7 @@ class QueryAttentionMeter(Meter):
         return QueryAttention(tables["table"], meta)
 
 
+@any_model
 def query_attention(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

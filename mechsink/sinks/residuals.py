@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import Model
@@ -116,6 +117,7 @@ class ResidualNormMeter(Meter):
         return ResidualNorms(tables["table"], meta)
 
 
+@any_model
 def residual_norms(model: Model, tokens: Tensor | Sequence[Tensor]) -> ResidualNorms:
     """Norm of the residual stream at every layer, 0 to n_layers, and position.
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
@@ -183,6 +184,7 @@ class SinkScoreMeter(Meter):
         return torch.stack(means, dim=1)
 
 
+@any_model
 @checked
 def sink_scores(
     model: Model,

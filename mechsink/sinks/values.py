@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
@@ -113,6 +114,7 @@ class ValueNormMeter(Meter):
         return ValueNorms(tables["table"], meta)
 
 
+@any_model
 def value_norms(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

@@ -1,5 +1,6 @@
 """What the prompts say: hand-written examples, and rules that hold of every pair."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -194,6 +195,6 @@ def test_facts_have_one_right_option() -> None:
 )
 def test_bad_input(name: str, options: dict[str, Any], message: str) -> None:
     make: Any = getattr(prompt_sets, name)
-    make = getattr(make, "__wrapped__", make)  # past the type checker of the tests
+    make = inspect.unwrap(make)  # past the type checker of the tests
     with pytest.raises(ValueError, match=message):
         make(model("words"), **options)

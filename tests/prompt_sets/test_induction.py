@@ -1,5 +1,6 @@
 """Induction: any vocabulary, no special token; solved by a planted circuit."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_planted_induction_circuit_solves_all(variant: str) -> None:
 )
 def test_bad_input(options: dict[str, Any], message: str) -> None:
     make: Any = prompt_sets.induction
-    make = getattr(make, "__wrapped__", make)  # past the type checker of the tests
+    make = inspect.unwrap(make)  # past the type checker of the tests
     with pytest.raises(ValueError, match=message):
         make(BARE, **options)
 

@@ -1,5 +1,6 @@
 """The report from prompts to a circuit, on planted circuits known edge by edge."""
 
+import inspect
 import json
 from dataclasses import replace
 from functools import partial
@@ -244,7 +245,7 @@ def test_bad_input_is_refused_before_any_run(monkeypatch):
         ({"selection": "best"}, "selection='best'. Allowed: top, greedy"),
     ):
         # the shape checker, on in tests only, refuses wrong types by itself
-        call = getattr(edge_report, "__wrapped__", edge_report)
+        call = inspect.unwrap(edge_report)
         with pytest.raises(ValueError, match=message):
             call(model, pairs, logit_diff, **options)
 

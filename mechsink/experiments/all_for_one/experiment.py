@@ -28,6 +28,7 @@ from mechsink.interventions.peeking import (
 )
 from mechsink.interventions.replacements import resample, zero
 from mechsink.metrics import at_least_float32
+from mechsink.models.any_model import any_model
 from mechsink.models.memory import rows_that_fit
 from mechsink.plotting import Axes
 from mechsink.results import Result, provenance, wilson
@@ -122,6 +123,7 @@ class AllForOneResult(Result):
         return self.table[f"{which}_correct"].to_numpy(dtype=bool)
 
 
+@any_model
 def all_for_one(
     model: Model,
     slot_prompts: SlotPrompts | SlotTokens,
@@ -183,6 +185,7 @@ def all_for_one(
     return AllForOneResult(table, meta, wait, sorted(set(peek)))
 
 
+@any_model
 def waiting_baselines(
     model: Model, slot_prompts: SlotPrompts | SlotTokens, *, wait: int, seed: int = 0
 ) -> dict[str, ContextMeans | Waiting]:

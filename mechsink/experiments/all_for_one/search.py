@@ -31,7 +31,9 @@ from mechsink.experiments.all_for_one.trials import (
 )
 from mechsink.interventions.context_mean import means_at
 from mechsink.interventions.context_sums import EXACT
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
+from mechsink.progress import bar
 from mechsink.results import Result, provenance
 from mechsink.run import Model
 from mechsink.slots.prompts import SlotPrompts
@@ -119,6 +121,7 @@ class AllForOneSearch(Result):
         return float(self.peeks[column].to_numpy()[at][0])
 
 
+@any_model
 def search_all_for_one(
     model: Model,
     slot_prompts: SlotPrompts | SlotTokens,
@@ -132,6 +135,7 @@ def search_all_for_one(
     exact_up_to: int = EXACT,
     seed: int = 0,
     batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> AllForOneSearch:
     """Find the largest waiting depth, then the fewest peeking layers, that suffice.
 
@@ -158,6 +162,7 @@ def search_all_for_one(
         exact_up_to: combinations up to which all are run.
         seed: of the split and of sampled contexts.
         batch_size: prompts a pass; None: what fits.
+        progress: show bars; default on a terminal only.
 
     Returns:
         An `AllForOneSearch`; `found` says whether any subgraph reached the target.
@@ -197,7 +202,7 @@ def search_all_for_one(
             f"{int((~is_train).sum())} to report on, and each needs at least 2. Give "
             'more prompts, an easier task, or unseen="prompts".'
         )
-    trial = Trials(model, right, is_train, batch_size)
+    trial = Trials(model, right, is_train, batch_size, progress)
     sites = model.shape.all_sites("resid_pre")
     trial.means = means_at(
         model,
@@ -208,11 +213,12 @@ def search_all_for_one(
         batch_size=batch_size,
         exact_up_to=exact_up_to,
     )
-    n_layers = model.shape.n_layers
-    curve = [
-        {"wait": wait, "n_peek": n_layers - wait, **trial(wait, range(wait, n_layers))}
-        for wait in range(n_layers)
-    ]
+    n_layers, curve = model.shape.n_layers, []
+    with bar("every waiting depth", n_layers, progress) as advance:
+        for wait in range(n_layers):
+            shares = trial(wait, range(wait, n_layers))
+            curve.append({"wait": wait, "n_peek": n_layers - wait, **shares})
+            advance()
     reached = [row["wait"] for row in curve if row["train_kept"] >= target]
     wait = max(reached, default=None)
     peek = None if wait is None else fewest(trial, wait, target, exhaustive, max_sets)
@@ -247,6 +253,7 @@ def search_all_for_one(
     )
 
 
+@any_model
 def transfer(
     result: AllForOneSearch | AllForOneResult,
     model: Model,

@@ -3,9 +3,9 @@
 import itertools
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -15,10 +15,13 @@ from torch import Tensor
 from mechsink.experiments.all_for_one.experiment import Outcomes, af1_edits, outcomes
 from mechsink.interventions.context_mean import ContextMeans
 from mechsink.interventions.peeking import hide, last_sees_self
+from mechsink.progress import Advance, bar
 from mechsink.results import wilson
 from mechsink.run import Model
 from mechsink.sites import Site
 from mechsink.slots.tokens import SlotTokens
+
+T = TypeVar("T")
 
 SHARES = ["train_kept", "train_low", "train_high", "kept", "low", "high"]
 """Shares of right answers kept, with 95 % Wilson ends: where chosen, where reported."""
@@ -32,6 +35,7 @@ class Trials:
     slots: SlotTokens
     is_train: Bool[Tensor, " prompt"]
     batch_size: int | None
+    progress: bool | None = None  # bars; None: on a terminal
     means: dict[Site, ContextMeans] = field(default_factory=dict)
     known: dict[tuple[int, tuple[int, ...]], dict[str, Any]] = field(
         default_factory=dict
@@ -71,14 +75,19 @@ def fewest(
     for size in range(min(exhaustive, len(layers) - 1) + 1):
         if math.comb(len(layers), size) > max_sets:
             break
-        best = max(itertools.combinations(layers, size), key=merit)
+        n_sets = math.comb(len(layers), size)
+        with bar(f"sets of {size} peeking layers", n_sets, trial.progress) as advance:
+            best = max(_told(itertools.combinations(layers, size), advance), key=merit)
         if merit(best)[0] >= target:
             return list(best)
     kept = list(layers)
-    # The layer that is missed least goes first.
-    for layer in sorted(layers, key=lambda n: merit(_without(layers, n)), reverse=True):
-        if len(kept) > 1 and merit(_without(kept, layer))[0] >= target:
-            kept = _without(kept, layer)
+    with bar("dropping peeking layers", 2 * len(layers), trial.progress) as advance:
+        missed = {n: merit(_without(layers, n)) for n in _told(layers, advance)}
+        # The layer that is missed least goes first.
+        order = sorted(layers, key=lambda n: missed[n], reverse=True)
+        for layer in _told(order, advance):
+            if len(kept) > 1 and merit(_without(kept, layer))[0] >= target:
+                kept = _without(kept, layer)
     return kept
 
 
@@ -89,10 +98,11 @@ def necessity(trial: Trials, peek: Collection[int]) -> pd.DataFrame:
     if len(peek) > 1:
         sets.append(sorted(peek))
     rows = []
-    for undone in sets:
-        edits = hide(trial.model, dict.fromkeys(undone, seen))
-        shares = trial.shares(lambda tokens, edits=edits: edits)
-        rows.append({"undone": as_text(undone), **shares})
+    with bar("peeks undone", len(sets), trial.progress) as advance:
+        for undone in _told(sets, advance):
+            edits = hide(trial.model, dict.fromkeys(undone, seen))
+            shares = trial.shares(lambda tokens, edits=edits: edits)
+            rows.append({"undone": as_text(undone), **shares})
     return pd.DataFrame(rows)
 
 
@@ -126,6 +136,13 @@ def split(
         kept = torch.tensor(draw.sample(range(len(values)), n_seen))
         seen &= torch.isin(picks[:, slot], kept)
     return seen
+
+
+def _told(items: Iterable[T], advance: Advance) -> Iterator[T]:
+    """The items, each told to a bar when the next is asked for."""
+    for item in items:
+        yield item
+        advance()
 
 
 def _without(layers: Sequence[int], layer: int) -> list[int]:

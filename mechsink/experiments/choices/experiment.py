@@ -24,6 +24,7 @@ from mechsink.experiments.choices.nodes import (
     patched_effects,
 )
 from mechsink.experiments.choices.prompts import Choices, LabelIsRight, LabelMargin
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.prompt_sets.sets import PromptSet
 from mechsink.results import Result, provenance, wilson
@@ -138,6 +139,7 @@ class MultipleChoiceResult(Result):
             return ax
 
 
+@any_model
 def multiple_choice(
     model: Model,
     prompts: Choices | PromptSet,

@@ -4,7 +4,6 @@ Source: Guo et al. 2024 (arXiv:2410.13835), the training dynamics of sinks, valu
 drains and residual peaks.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from mechsink.experiments.formation.checkpoints import Checkpoint, as_checkpoint
 from mechsink.experiments.formation.moment import Texts, measure_moment
 from mechsink.experiments.formation.timeline import Formation
 from mechsink.models.toy import ToyModel
+from mechsink.progress import bar
 from mechsink.results import provenance
 from mechsink.run import Model
 from mechsink.sinks.measure import as_batches
@@ -192,12 +192,8 @@ class FormationRecorder:
 def _bar(
     history: Mapping[int, Checkpoint], progress: bool | None
 ) -> Iterator[tuple[int, Checkpoint]]:
-    """The checkpoints, with a bar where it is seen."""
-    if not (sys.stderr.isatty() if progress is None else progress):
-        yield from history.items()
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    yield from track(history.items(), "measuring", len(history), console=console)
+    """The checkpoints, with a bar on a terminal."""
+    with bar("measuring checkpoints", len(history), progress) as advance:
+        for item in history.items():
+            yield item
+            advance()

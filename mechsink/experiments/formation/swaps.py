@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mechsink.models.any_model import any_model
 from mechsink.run import Model
 from mechsink.sites import Site
 from toy_tasks import BigramBackcopy, evaluate
@@ -65,6 +66,7 @@ the rest renormalised; zero head: no attention; all to sink: every query looks a
 `<s>`; clean: triggers look at the token before them, all others at `<s>`."""
 
 
+@any_model
 def swap_effects(
     model: Model,
     task: BigramBackcopy,

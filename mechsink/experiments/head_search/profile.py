@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mechsink import plotting
 from mechsink.metrics import Answers, at_least_float32
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.prompts import PromptPairs, TokenPairs
 from mechsink.results import Result, provenance
@@ -136,6 +137,7 @@ class HeadProfile(Result):
             return plotting.heat_map(ax, grid, label, diverging=True)
 
 
+@any_model
 def profile_heads(
     model: Model,
     prompts: PromptPairs | Int[Tensor, "prompt pos"],

@@ -28,6 +28,7 @@ from mechsink.interventions.attention_edits import (
     on_heads,
     zero_tuning,
 )
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.prompts import PromptPairs
 from mechsink.results import Result
@@ -83,6 +84,7 @@ class ZeroTuningSearch(Result):
         return ax
 
 
+@any_model
 def zero_tuning_search(
     model: Model,
     prompts: PromptPairs | Int[Tensor, "prompt pos"],
@@ -152,6 +154,7 @@ def zero_tuning_search(
     return ZeroTuningSearch(table, meta, grid, kind, float(best))
 
 
+@any_model
 def act_search(
     model: Model,
     prompts: PromptPairs | Int[Tensor, "prompt pos"],

@@ -30,11 +30,13 @@ from mechsink.experiments.sink_circuits.tables import (
     node_table,
     to_ablate,
 )
+from mechsink.models.any_model import any_model
 from mechsink.progress import bar
 from mechsink.results import provenance
 from mechsink.run import Metric, Model
 
 
+@any_model
 def sink_circuit(
     model: Model,
     texts: str | Sequence[str] | Int[Tensor, "text pos"],

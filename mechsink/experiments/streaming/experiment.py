@@ -27,6 +27,7 @@ from mechsink.experiments.streaming.study import (
     losses_table,
 )
 from mechsink.experiments.study import as_claims
+from mechsink.models.any_model import any_model
 from mechsink.models.cache_policies import Dense, Policy, SinkWindow, Window
 from mechsink.models.stream_losses import Piece, stream_losses, window_losses
 from mechsink.models.streaming import Stream
@@ -39,6 +40,7 @@ PER_TOKEN = 7  # characters of default prose cut for each token: English needs f
 LONG = 5_000  # tokens from which drift, time and memory are judged
 
 
+@any_model
 def streaming(
     model: Model,
     text: str | Int[Tensor, "1 pos"] | None = None,

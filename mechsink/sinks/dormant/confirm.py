@@ -50,6 +50,7 @@ def confirmation_tables(
     *,
     q: float,
     seed: int,
+    progress: bool | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """`confirmation` and `losses` of `ActiveDormant`, and how losses were computed.
 
@@ -63,6 +64,7 @@ def confirmation_tables(
         position: the sink.
         q: level of `is_confirmed`.
         seed: of the permutations.
+        progress: show a bar; default on a terminal only.
     """
     several = len(domains) > 2
     empty = pd.DataFrame(
@@ -79,7 +81,7 @@ def confirmation_tables(
     )
     if not heads:
         return empty, _losses(None, of_text, domains, heads), "none"
-    measured = head_losses(model, tokens, heads, position)
+    measured = head_losses(model, tokens, heads, position, progress)
     rounding = ROUNDING * torch.finfo(model.dtype).eps * float(measured.full.mean())
     parts = []
     for edit, losses in measured.edited.items():

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsink.models.any_model import any_model
+from mechsink.progress import bar
 from mechsink.results import provenance
 from mechsink.run import Model
 from mechsink.sinks.dormant.confirm import confirmation_tables, tested_heads
@@ -25,7 +27,7 @@ from mechsink.sinks.dormant.contrast import least_p_value
 from mechsink.sinks.dormant.result import ActiveDormant
 from mechsink.sinks.dormant.table import compared, with_losses
 from mechsink.sinks.dormant.texts import Texts, batches, domain_tokens, notes_on_texts
-from mechsink.sinks.measure import measure
+from mechsink.sinks.measure import Watch, measure
 from mechsink.sinks.scores import SinkScoreMeter
 
 Head = tuple[int, int]  # layer, head
@@ -54,6 +56,7 @@ class DormancyMeter(SinkScoreMeter):
         return torch.stack(means, dim=1)
 
 
+@any_model
 def active_dormant(
     model: Model,
     texts: Mapping[str, Texts],
@@ -64,6 +67,7 @@ def active_dormant(
     confirm: Confirm = "flagged",
     n_confirm: int = 8,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> ActiveDormant:
     """Heads that are dormant on one domain of texts and active on another.
 
@@ -93,6 +97,7 @@ def active_dormant(
             head). Two passes over the texts a head, at most.
         n_confirm: of the flagged heads, at most so many, by |difference|.
         seed: of the permutations.
+        progress: show bars; default on a terminal only.
 
     Returns:
         One row a head (see `ActiveDormant`). Intervals are Welch's, p-values from
@@ -121,11 +126,20 @@ def active_dormant(
     domains = list(tokens)
     together = torch.cat(list(tokens.values()))
     of_text = np.repeat(np.arange(len(domains)), [len(t) for t in tokens.values()])
-    keys, dormancy = _dormancy(model, together, position)
+    keys, dormancy = _dormancy(model, together, position, progress)
     table = compared(dormancy, of_text, domains, keys, seed=seed)
     chosen = tested_heads(table, keys, confirm, q, n_confirm)
     confirmation, losses, path = confirmation_tables(
-        model, together, of_text, domains, table, chosen, position, q=q, seed=seed
+        model,
+        together,
+        of_text,
+        domains,
+        table,
+        chosen,
+        position,
+        q=q,
+        seed=seed,
+        progress=progress,
     )
     table = with_losses(table, confirmation, domains)
     number = np.concatenate([np.arange(len(t)) for t in tokens.values()])
@@ -161,10 +175,15 @@ def active_dormant(
 
 
 def _dormancy(
-    model: Model, tokens: Int[Tensor, "text pos"], position: int
+    model: Model,
+    tokens: Int[Tensor, "text pos"],
+    position: int,
+    progress: bool | None = None,
 ) -> tuple[list[Head], Float[np.ndarray, "text head"]]:
     meter = DormancyMeter((position,))
-    found = measure(model, batches(model, tokens), [meter], meta={})[0]
+    given = batches(model, tokens)
+    with bar("dormancy", len(given) * model.shape.n_layers, progress) as advance:
+        found = measure(model, given, [meter, Watch(advance)], meta={})[0]
     wide = found.pivot(index="batch", columns=["layer", "head"], values="score")
     wide = wide.sort_index(axis=0).sort_index(axis=1)
     if not np.isfinite(wide.to_numpy()).all():

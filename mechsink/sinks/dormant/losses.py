@@ -21,6 +21,7 @@ from mechsink.models.branches import Branch, Branches, HeadEdit
 from mechsink.models.continuation import CannotContinueError
 from mechsink.models.plain import PlainModel
 from mechsink.models.resume import base_run
+from mechsink.progress import bar
 from mechsink.run import Edit, Model
 from mechsink.sinks.dormant.texts import batches
 from mechsink.sinks.measure import at_least_float32
@@ -47,6 +48,7 @@ def head_losses(
     tokens: Int[Tensor, "text pos"],
     heads: Sequence[Head],
     position: int = 0,
+    progress: bool | None = None,
 ) -> HeadLosses:
     """Losses with each head zeroed, and with its attention moved to the sink.
 
@@ -55,6 +57,7 @@ def head_losses(
         tokens: texts of one length, two tokens or more.
         heads: (layer, head), each edited alone.
         position: the sink.
+        progress: show a bar; default on a terminal only.
     """
     edits = _edits(model, position)
     full, path = [], "continued"
@@ -62,7 +65,8 @@ def head_losses(
     plain: Any = getattr(model, "plain", None)
     watched = isinstance(plain, PlainModel) and plain.attends
     watched = watched and not getattr(model, "inputs", None)  # an image's embeddings
-    with torch.no_grad():
+    what = f"losses without {len(heads)} heads: texts"
+    with torch.no_grad(), bar(what, len(tokens), progress) as advance:
         for rows in batches(model, tokens):
             try:
                 if watched:
@@ -75,6 +79,7 @@ def head_losses(
             full.append(loss)
             for name, losses in found.items():
                 edited[name].append(losses)
+            advance(len(rows))
     joined = {name: np.concatenate(parts) for name, parts in edited.items()}
     return HeadLosses(np.concatenate(full), joined, path)
 

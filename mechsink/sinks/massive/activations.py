@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import Model
@@ -107,6 +108,7 @@ class MassiveActivationMeter(Meter):
         return MassiveActivations(tables["table"], meta, tables["layers"])
 
 
+@any_model
 def massive_activations(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result, provenance
 from mechsink.run import Edit, Model
@@ -96,6 +97,7 @@ class MassiveEffect(Result):
         return ax
 
 
+@any_model
 def massive_effect(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import Model
@@ -121,6 +122,7 @@ class AttentionRhythm(Result):
             return ax
 
 
+@any_model
 def attention_rhythm(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

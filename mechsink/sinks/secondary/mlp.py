@@ -15,6 +15,7 @@ import pandas as pd
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result, provenance
 from mechsink.run import Model
@@ -104,6 +105,7 @@ class MLPCreation(Result):
         return ax
 
 
+@any_model
 def mlp_creation(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

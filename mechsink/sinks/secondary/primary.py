@@ -18,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result, provenance
 from mechsink.run import LayerAttention, Model
@@ -109,6 +110,7 @@ class PrimaryWeakening(Result):
         return ax
 
 
+@any_model
 def primary_weakening(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

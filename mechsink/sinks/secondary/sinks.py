@@ -18,6 +18,7 @@ import pandas as pd
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result, provenance
 from mechsink.run import Model
@@ -107,6 +108,7 @@ class SecondarySinks(Result):
             return plotting.heat_map(ax, shown, text, limits=limits)
 
 
+@any_model
 def secondary_sinks(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

@@ -18,6 +18,7 @@ from torch import Tensor
 from mechsink import plotting
 from mechsink.interventions.attention_algebra import Span
 from mechsink.interventions.saliency_edits import CandidateSaliency
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result, provenance
 from mechsink.run import Model
@@ -62,6 +63,7 @@ class SaliencyAlarm(Result):
             return ax
 
 
+@any_model
 def saliency_alarm(
     model: Model,
     tokens: Int[Tensor, "batch pos"],
@@ -142,6 +144,7 @@ def saliency_alarm(
     return SaliencyAlarm(pd.concat(parts, ignore_index=True), meta)
 
 
+@any_model
 def candidate_saliency(
     model: Model,
     *,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mechsink import plotting
 from mechsink.interventions.attention_algebra import Span
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
@@ -112,6 +113,7 @@ class SpanAttentionMeter(Meter):
         return SpanAttention(tables["table"], meta)
 
 
+@any_model
 def span_attention(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

@@ -18,6 +18,7 @@ from mechsink import plotting
 from mechsink.interventions.attention_algebra import Span
 from mechsink.interventions.attention_edits import at_layers
 from mechsink.interventions.span_edits import hide_span
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import Edit, Model
@@ -185,6 +186,7 @@ class SpanContrast(Result):
             return ax
 
 
+@any_model
 def span_contrast(
     model: Model,
     specific: Int[Tensor, "batch pos"],

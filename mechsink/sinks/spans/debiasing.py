@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mechsink import plotting
 from mechsink.interventions.attention_algebra import Span
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import Model
@@ -195,6 +196,7 @@ def without_trend(
     return np.where(np.zeros_like(new, bool) if padding is None else padding, 0.0, new)
 
 
+@any_model
 def debias_positions(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

@@ -19,6 +19,7 @@ from mechsink import plotting
 from mechsink.interventions.attention_algebra import Span
 from mechsink.interventions.attention_edits import at_layers
 from mechsink.interventions.span_edits import hide_span, vhr_amplify
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result, provenance
 from mechsink.run import Edit, Model
@@ -66,6 +67,7 @@ class HeadDivergence(Result):
             return plotting.heat_map(ax, grid, label, limits=(0.0, top))
 
 
+@any_model
 def head_divergence(
     model: Model,
     tokens: Int[Tensor, "batch pos"],
@@ -124,6 +126,7 @@ def head_divergence(
     return HeadDivergence(table, meta, list(span))
 
 
+@any_model
 def vhr_heads(
     model: Model,
     tokens: Int[Tensor, "batch pos"],

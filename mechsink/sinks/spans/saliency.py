@@ -17,6 +17,7 @@ from torch import Tensor
 from mechsink import plotting
 from mechsink.attribution.gradients import gradients
 from mechsink.interventions.attention_algebra import Span
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result, provenance
 from mechsink.run import Metric, Model, Run
@@ -118,6 +119,7 @@ class _Keeping:
         return self.metric(run, prompts)
 
 
+@any_model
 def attention_saliency(
     model: Model,
     tokens: Int[Tensor, "batch pos"],

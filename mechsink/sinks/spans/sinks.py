@@ -18,6 +18,7 @@ from torch import Tensor
 from mechsink import plotting
 from mechsink.interventions.attention_algebra import Span
 from mechsink.interventions.span_edits import var_redistribution
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import Edit, Model
@@ -34,6 +35,7 @@ from mechsink.sinks.measure import (
 from mechsink.sites import Site
 
 
+@any_model
 def sink_dimensions(
     model: Model,
     tokens: Tensor | Sequence[Tensor],
@@ -214,6 +216,7 @@ class SpanSinkMeter(Meter):
         return SpanSinks(tables["table"], meta, list(self.span), self.tau)
 
 
+@any_model
 def span_sinks(
     model: Model,
     tokens: Tensor | Sequence[Tensor],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mechsink import plotting
 from mechsink.interventions.attention_algebra import Span
+from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
@@ -186,6 +187,7 @@ class SpanTokenMeter(Meter):
         return means
 
 
+@any_model
 def span_tokens(
     model: Model,
     tokens: Tensor | Sequence[Tensor],
