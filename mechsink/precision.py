@@ -68,6 +68,9 @@ class NoiseFloor(Result):
         """The floor against the metric's size, a dot a prompt, log scales.
 
         The dotted line is one unit in the last place of the metric: no floor is lower.
+
+        Args:
+            ax: where to draw; a new figure by default.
         """
         size = np.abs(self.table["value"].to_numpy(dtype=float))
         known = size > 0

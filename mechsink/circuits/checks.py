@@ -68,7 +68,11 @@ class Completeness(Result):
         return float(self.table["gap"].to_numpy().max())
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """F(C - K) against F(M - K), a dot a set; on the line they are alike."""
+        """F(C - K) against F(M - K), a dot a set; on the line they are alike.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         table = self.table
         with plotting.theme():
             ax = ax or plotting.new_axes(height=0.85 * plotting.WIDTH)
@@ -113,7 +117,11 @@ class Minimality(Result):
     ablation: str
 
     def plot(self, ax: Axes | None = None, n: int = 20) -> Axes:
-        """The `n` edges of the largest effects, with intervals; rings: `largest`."""
+        """The `n` edges of the largest effects, with intervals; rings: `largest`.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         order = np.argsort(-np.abs(self.table["largest"].to_numpy()), kind="stable")
         rows = self.table.iloc[order[:n][::-1]]
         with plotting.theme():

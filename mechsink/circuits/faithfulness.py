@@ -84,6 +84,9 @@ class Faithfulness(Result):
         """The circuit's metric against the model's, a dot a prompt.
 
         Dashed: as the model has it; dotted: the mean with no edge at all.
+
+        Args:
+            ax: where to draw; a new figure by default.
         """
         with plotting.theme():
             ax = ax or plotting.new_axes(height=0.9 * plotting.WIDTH)

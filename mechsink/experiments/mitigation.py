@@ -75,7 +75,11 @@ class MitigationStudy(Study):
     def plot(
         self, ax: Axes | None = None, *, measure: str = "bos_markov_share"
     ) -> Axes:
-        """One measure by remedy: every seed a dot, the mean and its interval."""
+        """One measure by remedy: every seed a dot, the mean and its interval.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         at = 1.0 if measure.endswith("_ratio") else None
         return seed_dots(self.table, measure, COLUMNS.get(measure, measure), ax, at)
 

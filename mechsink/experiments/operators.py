@@ -80,6 +80,9 @@ class OperatorStudy(Study):
         """One measure by operator: every seed a dot, the mean and its interval.
 
         Dotted: a head that looks everywhere alike, an ordinary token.
+
+        Args:
+            ax: where to draw; a new figure by default.
         """
         at = self._references().get(measure)
         return seed_dots(self.table, measure, COLUMNS.get(measure, measure), ax, at)

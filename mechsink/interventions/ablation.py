@@ -62,7 +62,11 @@ class AblationResult(Result):
         return float(self.table["change"].to_numpy().mean())
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The metric without the sites against that of the whole, a dot a prompt."""
+        """The metric without the sites against that of the whole, a dot a prompt.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         with plotting.theme():
             ax = ax or plotting.new_axes(height=0.9 * plotting.WIDTH)
             ax.plot(self.table["full"], self.table["ablated"], "o", ms=3, alpha=0.7)

@@ -96,7 +96,11 @@ class PathResult(Result):
         return pd.Series(found, index=self.table.index, name="below_noise")
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Change of the metric by kind of effect; means, and every prompt faint."""
+        """Change of the metric by kind of effect; means, and every prompt faint.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         kinds = ["total", "direct", "indirect", "pure_indirect"]
         paths = list(dict.fromkeys(self.table["path"]))
         with plotting.theme():

@@ -56,6 +56,9 @@ class Accuracy(Result):
 
         Right of the dotted line the answer beats the wrong one after the clean prompt;
         below the other it does not after the corrupted.
+
+        Args:
+            ax: where to draw; a new figure by default.
         """
         top = self.table["is_top"].to_numpy(dtype=bool)
         with plotting.theme():

@@ -84,7 +84,11 @@ class CircuitReport(PagedResult):
         )
 
     def plot(self, ax: plotting.Axes | None = None) -> plotting.Axes:
-        """The layered figure, as `Circuit.plot` draws it."""
+        """The layered figure, as `Circuit.plot` draws it.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         return self.circuit.plot(ax)
 
     def _draws_quickly(self) -> bool:

@@ -146,7 +146,11 @@ class EdgeReport(PagedResult):
         return rows.reset_index(drop=True)
 
     def plot(self, ax: plotting.Axes | None = None) -> plotting.Axes:
-        """Faithfulness by the share of edges, with this circuit marked on it."""
+        """Faithfulness by the share of edges, with this circuit marked on it.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         with plotting.theme():
             ax = self.curve.plot(ax or plotting.new_axes(1.4 * plotting.WIDTH, 2.4))
             value, low, high = _floats(self.faithfulness)

@@ -90,7 +90,11 @@ class FormationReport(PagedResult):
         return int(here.loc[here["value"].idxmax(), "layer"])
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Attention to the sink through training; `formation.panels()` has all."""
+        """Attention to the sink through training; `formation.panels()` has all.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         return self.formation.plot(ax)
 
     def draw(self) -> Drawn:

@@ -103,7 +103,11 @@ class PatchReport(PagedResult):
     def plot(
         self, ax: plotting.Axes | None = None, *, site: str | None = None
     ) -> plotting.Axes:
-        """Heat map of one site's sweep, by default the first's."""
+        """Heat map of one site's sweep, by default the first's.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         return self.sweep(self.sites[0] if site is None else site).plot(ax)
 
     def draw(self) -> Drawn:

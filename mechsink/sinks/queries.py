@@ -66,6 +66,9 @@ class QueryAttention(Result):
 
         Raises:
             ValueError: another column.
+
+        Args:
+            ax: where to draw; a new figure by default.
         """
         known = ("sink", "share", "previous", "row_sum")
         if column not in known:

@@ -97,7 +97,11 @@ class AllForOneResult(Result):
         return wilson(int(self._correct("af1")[right].sum()), int(right.sum()))
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Log-probability of the answer, subgraph against full model, by prompt."""
+        """Log-probability of the answer, subgraph against full model, by prompt.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         right, kept = self._correct("full"), self._correct("af1")
         groups = {
             "right in both": right & kept,

@@ -92,6 +92,9 @@ class SinkDynamics(Study):
 
         Raises:
             ValueError: no such column.
+
+        Args:
+            ax: where to draw; a new figure by default.
         """
         if column not in PANELS:
             raise ValueError(

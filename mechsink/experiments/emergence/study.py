@@ -71,7 +71,11 @@ class EmergenceStudy(Study):
         )
 
     def plot(self, ax: Axes | None = None, *, measure: str = "sink_score") -> Axes:
-        """One measure by setting: every seed a dot, the mean and its interval."""
+        """One measure by setting: every seed a dot, the mean and its interval.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         return seed_dots(self.table, measure, SHOWN.get(measure, measure), ax)
 
     def figures(self) -> dict[str, Figure]:

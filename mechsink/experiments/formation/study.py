@@ -79,7 +79,11 @@ class FormationStudy(Study):
         return pd.DataFrame(self.table[self.table["step"] == last])
 
     def plot(self, ax: Axes | None = None, *, measure: str = "bos_markov") -> Axes:
-        """One measure after training: every seed a dot, the mean and its interval."""
+        """One measure after training: every seed a dot, the mean and its interval.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         title, at = COLUMNS.get(measure, measure), REFERENCES.get(measure)
         return seed_dots(self.final, measure, title, ax, at)
 

@@ -78,6 +78,9 @@ class Formation(Result):
         That of queries which need no other token, where the task tells them apart,
         else the sink score; of a run without either, what was measured first.
         `plot_measure` draws any other, `panels` all.
+
+        Args:
+            ax: where to draw; a new figure by default.
         """
         have = [*self.table.dropna(subset=["value"])["measure"].unique()]
         first = [name for name in ("bos_markov", "sink_score") if name in have]

@@ -66,7 +66,11 @@ class ZeroTuningSearch(Result):
         return on_heads(zero_tuning(self.gamma), self.heads)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The metric by gamma, the class tuned together; a ring on the gamma found."""
+        """The metric by gamma, the class tuned together; a ring on the gamma found.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         gammas, values = (self.grid[c].to_numpy() for c in ("gamma", "value"))
         with plotting.theme():
             ax = ax or plotting.new_axes()

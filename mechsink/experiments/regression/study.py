@@ -100,7 +100,11 @@ class LinearRegressionStudy(Study):
             return figure_of(panels[0])
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Excess risk over Bayes against examples; a band is the range of seeds."""
+        """Excess risk over Bayes against examples; a band is the range of seeds.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         table: Any = self.table
         lines = {
             "softmax heads": ("four heads", "heads"),

@@ -64,7 +64,11 @@ class SpanAttention(Result):
         return [(int(layer), int(head)) for layer, head in means.index[means > share]]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Attention to the span, layer by head, mean over prompts."""
+        """Attention to the span, layer by head, mean over prompts.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         grid = self.table.pivot_table(index="head", columns="layer", values="mass")
         with plotting.theme():
             ax = ax or plotting.new_axes(height=0.62 * plotting.WIDTH)

@@ -57,7 +57,11 @@ class HeadDivergence(Result):
         return best.groupby(["batch", "layer"]).mean().groupby("batch").sum()
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Divergence over the norm of z, layer by head, mean over prompts."""
+        """Divergence over the norm of z, layer by head, mean over prompts.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         share = self.table.assign(share=self.table["divergence"] / self.table["norm"])
         grid = share.pivot_table(index="head", columns="layer", values="share")
         top = max(1.0, float(np.nanmax(grid.to_numpy())))

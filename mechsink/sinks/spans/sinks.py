@@ -129,6 +129,9 @@ class SpanSinks(Result):
 
         Raises:
             ValueError: no such prompt.
+
+        Args:
+            ax: where to draw; a new figure by default.
         """
         here: Any = self.table[self.table["batch"] == prompt]
         if here.empty:

@@ -103,7 +103,11 @@ class SpanTokens(Result):
         return sorted(int(p) for p in chosen | {*means["spatial"].nlargest(n).index})
 
     def plot(self, ax: Axes | None = None, *, prompt: int = 0) -> Axes:
-        """The four readings along the span, means over layers."""
+        """The four readings along the span, means over layers.
+
+        Args:
+            ax: where to draw; a new figure by default.
+        """
         means = self._means(prompt, None)
         with plotting.theme():
             ax = ax or plotting.new_axes()
