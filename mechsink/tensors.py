@@ -29,6 +29,14 @@ class TableTensor:
     `values`: one dimension an axis, in the order of `axes`. `axes`: name to its
     coordinates, in the order of `values`; numbers ascending, texts as they first come,
     None last for rows that have none (the layer of an embedding, say).
+
+    Examples:
+        >>> case = ms.planted("induction")
+        >>> scores = ms.sink_scores(case.model, case.pairs.clean).to_torch("score")
+        >>> list(scores.axes), tuple(scores.values.shape)
+        (['batch', 'position', 'layer', 'head'], (12, 1, 2, 3))
+        >>> scores.at(layer=0, head=1, position=0).shape
+        torch.Size([12])
     """
 
     values: Tensor

@@ -93,6 +93,7 @@ def eap_ig(
         metric: a run to one number per prompt; may read sites (a sink score).
         steps: number of runs, 1 and more.
         seed: of the intervals and tests.
+        progress: show a bar; default on a terminal only.
 
     Returns:
         `EdgeScores`, one row an edge.
@@ -141,6 +142,7 @@ def eap_clean_corrupted(
         pairs: clean and corrupted prompts.
         metric: a run to one number per prompt; may read sites (a sink score).
         seed: of the intervals and tests.
+        progress: show a bar; default on a terminal only.
 
     Returns:
         `EdgeScores`, one row an edge.
@@ -192,6 +194,7 @@ def eap_ig_activations(
         metric: a run to one number per prompt; may read sites (a sink score).
         steps: runs for each component, 1 and more.
         seed: of the intervals and tests.
+        progress: show a bar; default on a terminal only.
 
     Returns:
         `EdgeScores`, one row an edge.

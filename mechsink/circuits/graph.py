@@ -129,6 +129,14 @@ class Circuit(Shown):
             ValueError: no directed graph, a cycle, a node or edge that the model does
                 not have (the nearest name is suggested), a score that is no number,
                 or no `like` for a graph that does not say its model.
+
+        Examples:
+            >>> case = ms.planted("induction")
+            >>> graph = nx.DiGraph()
+            >>> graph.add_edge("input", "a0.h0<v>", score=0.5)
+            >>> graph.add_edge("a0.h0", "logits", weight=2)
+            >>> ms.Circuit.from_graph(graph, like=case.model).edges
+            (('input', 'a0.h0<v>'), ('a0.h0', 'logits'))
         """
         read = read_graph(graph, like, outputs)
         origin = {"selection": "networkx graph"} if meta is None else meta

@@ -76,6 +76,13 @@ def as_run(
     Raises:
         TypeError: the arguments are in another order.
         ValueError: the cache has no batch axis, or logits and tokens differ in shape.
+
+    Examples:
+        >>> tokens = torch.tensor([[0, 1]])
+        >>> cache = {"blocks.0.attn.hook_pattern": torch.eye(2)[None, None]}
+        >>> run = ms.as_run(torch.zeros(1, 2, 5), cache, tokens)
+        >>> ms.sink_attention(layer=0, head=0)(run, None)
+        tensor([0.5000])
     """
     if not isinstance(logits, Tensor) or not hasattr(cache, "keys"):
         raise TypeError(
