@@ -23,6 +23,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
             if block.language in SHELL:
                 for number, line in enumerate(block.code.splitlines()):
                     words = shlex.split(line.removeprefix("$ "), comments=True)
+                    words = words[: words.index("|")] if "|" in words else words
                     if words:
                         yield f"{name_of(page)}:{block.line + number}", words
         for line, code in inline_code(page):

@@ -107,6 +107,7 @@ class SpanTokens(Result):
 
         Args:
             ax: where to draw; a new figure by default.
+            prompt: whose span, by its number.
         """
         means = self._means(prompt, None)
         with plotting.theme():
