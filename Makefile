@@ -2,6 +2,7 @@
 # make test   all tests but the slow ones (under 15 minutes on two cores)
 # make check  linters, types and the fast tests; green at every commit
 # make bench  benchmarks; make test-all adds the slow tests
+# make docs   the documentation as a site, in build/site
 # make gpu    tests and benchmarks on CUDA, writes docs/benchmarks-gpu.md
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 # Compiled tests are kept: without them every run compiles all of them anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all lint quick check bench gpu install clean
+.PHONY: demo test test-all lint quick check bench docs gpu install clean
 
 install: .venv/installed
 
@@ -47,6 +48,9 @@ quick: install
 bench: install
 	for b in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$b || exit 1; done
+
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
 
 gpu: install
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
