@@ -42,8 +42,9 @@ class EmergenceStudy(Study):
 
     `table`: setting, seed, layer, head, measure, value, seconds, as in
     `OperatorStudy`, of position 0. `positions`: setting, seed, layer, head, position,
-    score: sink score at the first ten. `trends`: as in
-    `mechsink.experiments.emergence.trends.trend_table`. `meta["bed"]` names the bed.
+    score: sink score at the first ten. `trends`: knob, trend, published, source, unit,
+    measured (mean over seeds), low, high (95 %), wanted ("> 0.3"), verdict, note.
+    `meta["bed"]` names the bed.
 
     Examples:
         >>> study = ms.emergence(
