@@ -180,8 +180,8 @@ def _from_nnsight(
     if any(parameter.is_meta for parameter in inside.parameters()):
         raise ValueError(
             "load_model: this nnsight model has no weights yet. Load them first: "
-            "LanguageModel(name, dispatch=True), or let it run where it is served: "
-            "ms.load_model(model, remote=True)."
+            "TransformersModel(name, task='text-generation', dispatch=True), or let it "
+            "run where it is served: ms.load_model(model, remote=True)."
         )
     tokenizer = tokenizer or getattr(source, "tokenizer", None)
     name = name or type(inside).__name__

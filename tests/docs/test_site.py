@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
@@ -16,6 +17,7 @@ import mechsink
 import toy_tasks
 import toy_tasks.operators
 from tests.docs.pages import ROOT
+from tests.report.browser import Browser, find_chromium
 
 pytestmark = [
     pytest.mark.matrix,
@@ -122,3 +124,30 @@ def test_nothing_is_fetched_from_elsewhere(site: dict[Path, Page]) -> None:
     for style in folder.rglob("*.css"):
         found = re.findall(r"url\(\s*['\"]?((?:https?:)?//[^)]+)", style.read_text())
         assert not found, (style.name, found)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(find_chromium() is None, reason="no Chromium on the PATH")
+def test_in_a_browser_from_the_file_system(site: dict[Path, Page]) -> None:
+    """No complaint, nothing asked of a host, no sideways scrolling; search finds."""
+    folder = min(site, key=lambda path: len(path.parts)).parent
+    browser = Browser()
+    try:
+        for name, width in (("start", 1280), ("systems", 390), ("api/sinks", 390)):
+            browser.open((folder / f"{name}.html").as_uri(), width=width)
+            away = [u for u in browser.requests() if not u.startswith("file:")]
+            assert not [u for u in away if not u.startswith(("data:", "about:"))]
+            assert browser.complaints() == []
+            wide = browser.js("document.documentElement.scrollWidth")
+            assert wide <= width, (name, wide)
+        browser.open((folder / "start.html").as_uri(), width=1280)
+        browser.js("document.querySelector('.md-search__input').focus()")
+        browser.call("Input.insertText", text="sink_scores")
+        browser.key("End", 35)
+        found = "document.querySelectorAll('.md-search-result__link').length"
+        until = time.monotonic() + 20
+        while not browser.js(found) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert browser.js(found) > 0
+    finally:
+        browser.close()
