@@ -100,3 +100,18 @@ def test_a_kernel_shows_a_bar_that_stopped_half_way():
 
     with pytest.raises(CellExecutionError, match="KeyError"):
         kernel(code)
+
+
+def test_a_bar_inside_another_is_not_drawn(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    with bar("outer", 2) as outer:
+        for _ in range(2):
+            with bar("inner", 3) as step:
+                step(3)
+            outer()
+    with bar("next", 1) as step:
+        step()
+    text = terminal.getvalue()
+    assert "outer" in text and "next" in text and "inner" not in text

@@ -22,6 +22,8 @@ EVERY = 0.2
 MARK = {"mechsink": "progress"}
 """Metadata of such an output, by which a script can drop it from a kept notebook."""
 
+_drawn = False  # whether a bar is on the screen
+
 
 def in_notebook() -> bool:
     """Whether this runs in a Jupyter kernel; nothing is imported to find out."""
@@ -37,17 +39,28 @@ def is_watched() -> bool:
 
 @contextlib.contextmanager
 def live(columns: Any) -> Iterator[tuple[Progress, Callable[[], None]]]:
-    """A bar of these columns, and what to call after each move of it."""
+    """A bar of these columns, and what to call after each move of it.
+
+    Inside another one it is not drawn: two bars on one line can't be read.
+    """
+    global _drawn
     from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(*columns, console=Console(stderr=True))
-    if not in_notebook():
-        with bar:
-            yield bar, _redrawn_by_itself
+    if _drawn:
+        yield Progress(*columns, disable=True), _redrawn_by_itself
         return
-    with _cell(lambda: bar.make_tasks_table(bar.tasks)) as draw:
-        yield bar, draw
+    _drawn = True
+    try:
+        bar = Progress(*columns, console=Console(stderr=True))
+        if not in_notebook():
+            with bar:
+                yield bar, _redrawn_by_itself
+            return
+        with _cell(lambda: bar.make_tasks_table(bar.tasks)) as draw:
+            yield bar, draw
+    finally:
+        _drawn = False
 
 
 @contextlib.contextmanager
