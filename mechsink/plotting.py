@@ -42,6 +42,7 @@ def theme() -> Iterator[None]:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
+    _load_backend()
     look: Any = {
         **sns.plotting_context("paper", font_scale=0.9),
         **sns.axes_style("ticks"),
@@ -228,6 +229,7 @@ def inline(plot: Callable[[], Axes], words: str) -> str:
     """
     import matplotlib.pyplot as plt
 
+    _load_backend()
     png, before = io.BytesIO(), set(plt.get_fignums())
     with warnings.catch_warnings(), plt.ioff():
         warnings.simplefilter("ignore")  # a token that is emoji, a name too long
@@ -251,6 +253,16 @@ def inline(plot: Callable[[], Axes], words: str) -> str:
         f'<img src="data:image/png;base64,{text}" alt="{words}" width="{width}" '
         'style="max-width: 100%">'
     )
+
+
+@functools.cache
+def _load_backend() -> None:
+    # A notebook's backend turns interactive mode on when it is first loaded. Within
+    # rc_context that would be undone, and no later figure of the user's be shown.
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend(mpl.get_backend())
 
 
 @functools.cache  # a class made once; matplotlib is imported by then

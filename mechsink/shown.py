@@ -27,6 +27,12 @@ class Shown:
     table: Any  # a pandas DataFrame, also as a property
     meta: dict[str, Any]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # IPython asks class by class, and takes a dataclass's __repr__, with all its
+        # tokens, before what a parent offers.
+        cls._repr_pretty_ = Shown._repr_pretty_
+
     def _repr_html_(self) -> str:
         """A line of provenance, the result's own figure and the table's head."""
         line = html.escape(visible(self._origin()))

@@ -24,6 +24,7 @@ from mechsink.circuits.graph import Circuit
 from mechsink.results import Result
 from tests.circuits.made import SHAPES
 from tests.drawn_results import MADE
+from tests.kernel import run_cells
 
 WITHOUT_PLOT = {
     "PagedResult": "what reports share; each draws its own",
@@ -135,7 +136,9 @@ def test_where_there_is_only_text_it_is_short():
     class Printer:
         text = staticmethod(said.append)
 
-    MADE["Accuracy"]()._repr_pretty_(Printer(), cycle=False)
+    result = MADE["Accuracy"]()
+    assert "_repr_pretty_" in vars(type(result))  # where IPython looks first
+    result._repr_pretty_(Printer(), cycle=False)
     line, *head = said[0].split("\n")
     assert line == "Accuracy · 12 rows · made up · float32 · cpu · 12 prompts"
     assert len(head) == 9 and "is_top" in head[0]
@@ -163,3 +166,18 @@ def test_what_cannot_be_drawn_is_shown_as_a_table():
     assert "No figure: KeyError" in shown and "&lt;b&gt;" in shown
     assert "&lt;s&gt;" in shown and "<img" not in shown
     assert not plt.get_fignums()
+
+
+@pytest.mark.matrix
+def test_a_kernel_shows_each_figure_once():
+    drawn = "from mechsink import plotting\nwith plotting.theme():\n"
+    first, shown, own, again = run_cells(
+        drawn + "    ax = plotting.new_axes()",
+        "from tests.drawn_results import MADE\nMADE['Accuracy']()",
+        "import matplotlib.pyplot as plt\nax = plt.subplots()[1]",
+        "ax = MADE['Accuracy']().plot()",
+    )
+    for outputs in (first, own, again):
+        assert len(outputs) == 1 and "image/png" in outputs[0].data
+    assert len(shown) == 1 and "<img" in shown[0].data["text/html"]
+    assert shown[0].data["text/plain"].startswith("Accuracy · 12 rows")

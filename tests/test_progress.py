@@ -1,11 +1,11 @@
 """Progress bars: on a terminal, in a Jupyter kernel, and nowhere else."""
 
 import io
-from typing import Any
 
 import pytest
 
 from mechsink.progress import bar, waiting
+from tests.kernel import run_cells
 from toy_tasks import watched
 from toy_tasks.progress import progress_bar
 
@@ -42,17 +42,6 @@ def test_a_terminal_is_told_rate_and_time_left(monkeypatch):
     assert "5/5" in text and "steps/s, loss 0.250" in text
 
 
-def kernel(code: str) -> list[Any]:
-    """The outputs of a cell, run in a Jupyter kernel of this interpreter."""
-    import nbformat
-    from nbclient import NotebookClient
-
-    cell = nbformat.v4.new_code_cell(code)
-    notebook = nbformat.v4.new_notebook(cells=[cell])
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    return notebook.cells[0].outputs
-
-
 BARS = """
 import time
 from mechsink.progress import bar, waiting
@@ -79,7 +68,7 @@ HIDDEN = "import sys\nsys.modules['ipywidgets'] = None\n"
 @pytest.mark.matrix
 @pytest.mark.parametrize("before", ["", HIDDEN], ids=["as installed", "no widgets"])
 def test_a_kernel_shows_the_same_bars(before):
-    outputs = kernel(before + BARS)
+    (outputs,) = run_cells(before + BARS)
     assert [output.output_type for output in outputs] == ["display_data"] * 3
     for output in outputs:
         assert output.metadata["mechsink"] == watched.MARK["mechsink"]
@@ -99,7 +88,7 @@ def test_a_kernel_shows_a_bar_that_stopped_half_way():
     from nbclient.exceptions import CellExecutionError
 
     with pytest.raises(CellExecutionError, match="KeyError"):
-        kernel(code)
+        run_cells(code)
 
 
 def test_a_bar_inside_another_is_not_drawn(monkeypatch):
