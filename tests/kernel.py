@@ -1,5 +1,6 @@
 """Cells run in a real Jupyter kernel of this interpreter."""
 
+import os
 from typing import Any
 
 
@@ -14,5 +15,6 @@ def run_cells(*codes: str) -> list[list[Any]]:
 
     cells = [nbformat.v4.new_code_cell(code) for code in codes]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    env = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(env=env)
     return [cell.outputs for cell in notebook.cells]
