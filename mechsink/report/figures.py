@@ -137,7 +137,8 @@ def attention(
 def example_tokens(report: SinkReport) -> list[str]:
     """Tokens of the text whose attention the report holds, as far as it does."""
     first: Any = report.tokens[report.tokens["batch"] == 0]
-    n_pos = int(report.attention["query"].max()) + 1
+    queries: Any = report.attention["query"]
+    n_pos = int(queries.max()) + 1
     return first["token"].head(n_pos).tolist()
 
 

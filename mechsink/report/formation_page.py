@@ -156,7 +156,8 @@ def figures(report: FormationReport) -> dict[str, tuple[Figure, Plot]]:
     else:
         ax = draw.by_layer(report, "sink_score", "sink score")
         add("sink-score", ax, "Sink score", "Mean over heads and texts.")
-    if len(report.formation.table[["layer", "head"]].dropna().drop_duplicates()) > 1:
+    measured_heads: Any = report.table[["layer", "head"]]
+    if len(measured_heads.dropna().drop_duplicates()) > 1:
         add(
             "sink-by-head",
             draw.head_map(report),
