@@ -211,7 +211,8 @@ def figures(report: FormationReport) -> dict[str, tuple[Figure, Plot]]:
             "step.",
         )
         figure, plot = out[key]
-        marked: Any = report.example.index[report.example["is_trigger"]]
+        flags: Any = report.example["is_trigger"]
+        marked = flags.to_numpy(dtype=bool).nonzero()[0]
         tokens = report.example["token"].tolist()
         maps = step_patterns(report.attention, tokens, layer, tuple(map(int, marked)))
         out[key] = figure, replace(plot, maps=maps)
