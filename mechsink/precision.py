@@ -28,7 +28,8 @@ from mechsink.models.float64 import working_dtype
 from mechsink.models.memory import rows_that_fit
 from mechsink.plotting import Axes
 from mechsink.prompts import PromptPairs, TokenPairs
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Metric, Model, Run
 from mechsink.sites import Site
 

@@ -2,33 +2,27 @@
 
 A result is a frozen dataclass that holds at least a tidy `table` and a `meta`;
 `Result` gives it `.save()`, `.load()` and a view for notebooks (shown.py).
-May import: sites, run, shown.
+May import: files, tensors, shown.
 """
 
 import csv
-import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import io
 import json
 import math
 import os
-import platform
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
-from mechsink.run import Model
+from mechsink.files import cannot_write, plain, to_json
 from mechsink.shown import Shown
 from mechsink.tensors import TableTensor, table_tensor
 
@@ -36,9 +30,6 @@ LARGE = 200_000
 """Rows from which a table is written as Parquet, where pyarrow is installed."""
 
 R = TypeVar("R", bound="Result")  # not Self: beartype refuses it on a method
-
-_VERSIONED = ("mechsink", "torch", "transformers", "transformer-lens")
-_BACKENDS = ("nnsight",)  # recorded only where they ran
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: == between tables is not a bool
@@ -92,7 +83,7 @@ class Result(Shown):
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
         except OSError as error:
-            raise _cannot_write(folder, error) from error
+            raise cannot_write(folder, error) from error
         return folder
 
     @classmethod
@@ -147,115 +138,6 @@ class Result(Shown):
             ValueError: no such column, or several rows at the same place.
         """
         return table_tensor(self.table, column, axes, fill=fill, dtype=dtype)
-
-
-def provenance(
-    model: Model,
-    tokens: Tensor | Sequence[Tensor],
-    *,
-    duration: float | None = None,
-    **settings: Any,
-) -> dict[str, Any]:
-    """What a result must say about its origin: versions, model, exact tokens.
-
-    Args:
-        model: the model that was measured.
-        tokens: what it was run on, Int[batch pos] or a list of such tensors.
-        duration: wall-clock seconds, if measured.
-        settings: the options of the measurement.
-
-    Returns:
-        A dict of plain values, ready for JSON: versions (nnsight's too, where it
-        read the sites), model, model_info, device, dtype, attention (how it was
-        computed), threads (torch's, on the CPU), matmul (precision of float32
-        products on a GPU), seed (of what was drawn; None where nothing was),
-        settings, n_prompts, n_tokens, and tokens with one entry a prompt: `ids` and
-        `strings`.
-    """
-    batches = [tokens] if isinstance(tokens, Tensor) else list(tokens)
-    rows = [row for batch in batches for row in batch.cpu()]
-    info = model.info
-    backend = (info["backend"],) if info.get("backend") in _BACKENDS else ()
-    meta: dict[str, Any] = {
-        "versions": versions(*backend),
-        "model": model.name,
-        "model_info": info,
-        "device": model.device,
-        "dtype": model.dtype,
-        "attention": info.get("attention"),
-        "threads": torch.get_num_threads(),
-        "matmul": torch.get_float32_matmul_precision(),
-        "seed": settings.get("seed"),
-        "settings": settings,
-        "n_prompts": len(rows),
-        "n_tokens": sum(len(row) for row in rows),
-        "tokens": [{"ids": row, "strings": model.to_strings(row)} for row in rows],
-    }
-    if duration is not None:
-        meta["duration_s"] = round(duration, 3)
-    return plain(meta)
-
-
-def versions(*more: str) -> dict[str, str | None]:
-    """Versions of Python, of the libraries that decide numbers, and of some more."""
-    found = {name: _version(name) for name in (*_VERSIONED, *more)}
-    return {"python": platform.python_version(), **found}
-
-
-def plain(value: Any) -> Any:
-    """The same value of JSON's types only; NaN and infinities become None."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        return plain(value.tolist())
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, set | frozenset):
-        return sorted(plain(item) for item in value)
-    if isinstance(value, list | tuple | range):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if abs(value) < float("inf") else None
-    return str(value)  # paths, devices, dtypes
-
-
-def to_json(meta: Mapping[str, Any]) -> str:
-    """JSON of any mapping, one line for each of its keys."""
-    lines = (
-        f"  {json.dumps(str(key))}: {json.dumps(plain(value), ensure_ascii=False)}"
-        for key, value in meta.items()
-    )
-    text = "{\n" + ",\n".join(lines) + "\n}\n"
-    # Half a character, of a file name of stray bytes, say, has no UTF-8 of its own.
-    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
-
-
-def atomic_write(path: Path | str, data: bytes | str) -> Path:
-    """Write a file so that readers see the old content or the new, whole.
-
-    Raises:
-        OSError: the path cannot be written; nothing is left behind.
-    """
-    path = Path(path)
-    data = data.encode() if isinstance(data, str) else data
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o666 & ~_umask())  # mkstemp's 0600 is for secrets
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    return path
 
 
 def read_table(folder: Path | str, name: str = "table") -> pd.DataFrame:
@@ -387,46 +269,8 @@ def _move_into_place(stage: Path, folder: Path) -> None:
         (folder / name).with_suffix(other).unlink(missing_ok=True)
 
 
-def _cannot_write(path: Path, error: OSError) -> OSError:
-    return OSError(
-        f"save: cannot write {path}: {error.strerror or error}. Allowed: a path in a "
-        "folder that you may write to, on a disk with room. Pass another one."
-    )
-
-
 def _umask() -> int:
+    """Permissions that new files here go without."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-@functools.cache  # reading it takes longer than measuring a short prompt
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def wilson(n_hits: int, n: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share; (NaN, NaN) of nothing."""
-    from scipy.stats import binomtest  # here: slow to import
-
-    if n == 0:
-        return float("nan"), float("nan")
-    ends = binomtest(n_hits, n).proportion_ci(0.95, method="wilson")
-    return float(ends.low), float(ends.high)
-
-
-def student_t(values: Sequence[float]) -> tuple[float, float]:
-    """95 % Student-t interval of a mean over seeds; (NaN, NaN) of fewer than two.
-
-    For a handful of values: a bootstrap over five covers 83 %.
-    """
-    from scipy.stats import t  # here: slow to import
-
-    found = np.asarray(values, dtype=float)
-    if len(found) < 2 or np.isnan(found).any():
-        return float("nan"), float("nan")
-    reach = t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
-    return float(found.mean() - reach), float(found.mean() + reach)

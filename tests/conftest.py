@@ -1,6 +1,7 @@
 """For all tests: one thread, and a trained toy that several files need."""
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,27 @@ torch.set_num_threads(1)  # tiny models lose by waiting for a second
 
 @pytest.hookimpl(tryfirst=True)  # before -m leaves anything out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first case of a `first_case` test stays quick, the others are `matrix`."""
+    """Leave cases to `make test-all`, and to `make test`, as their marks say.
+
+    The first case of a `first_case` test stays quick, the others are `matrix`. Of a
+    test with `some_cases(n)`, n cases, drawn the same every time, go on as marked; the
+    others are `slow`.
+    """
+    many: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("some_cases"):
+            many.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for name, cases in many.items():
+        (n,) = cases[0].get_closest_marker("some_cases").args  # type: ignore[union-attr]
+        kept = random.Random(name).sample(cases, min(n, len(cases)))
+        for item in cases:
+            if item not in kept:
+                item.add_marker(pytest.mark.slow)
     seen: set[str] = set()
     for item in items:
-        if item.get_closest_marker("first_case"):
+        if item.get_closest_marker("first_case") and not item.get_closest_marker(
+            "slow"
+        ):
             name = item.nodeid.split("[")[0]
             if name in seen:
                 item.add_marker(pytest.mark.matrix)

@@ -205,6 +205,7 @@ def test_patch_sweeps_pairs_of_a_file(tmp_path):
 
 
 @pytest.mark.matrix
+@pytest.mark.slow
 def test_float64_tells_rounding_from_the_rest(tmp_path):
     model = save_tiny(tmp_path / "model")
     pairs = tmp_path / "pairs.jsonl"

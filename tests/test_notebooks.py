@@ -125,7 +125,8 @@ def marked(source: Path) -> Any:
 
 
 @pytest.mark.parametrize("source", [marked(source) for source in SOURCES])
-def test_it_runs(source: Path) -> None:
+def test_it_runs(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # beside other tests two would wait
     build = runpy.run_path(str(FOLDER / "build.py"))
     notebook = build["executed"](source)  # raises where a cell does
     kept = cells(source)

@@ -4,6 +4,7 @@ Three things stand there: the demo report, a patching figure of one's own two pr
 a circuit. Each is one command or at most five lines of Python.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -34,7 +35,8 @@ def follow(command: str, folder: Path) -> None:
 
 def run(arguments: list[str], folder: Path) -> None:
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # beside other tests two would wait
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

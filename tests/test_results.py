@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mechsink import results
-from mechsink.results import Result, atomic_write, plain, read_table, to_json
+from mechsink.files import atomic_write, plain, to_json
+from mechsink.results import Result, read_table
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,11 +23,11 @@ _LONGEST = 100_000_000  # bytes of a header, as safetensors has it
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def put(path: Path, data: bytes) -> None:
     """Put `data` at `path` so that a reader, or a kill, sees the old or the new file.
 
     Raises:
-        OSError: the folder cannot be written; no part of the file is left.
+        OSError: the system's own; no part of the file is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -36,9 +36,21 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """`put`, its error saying how a run is mended.
+
+    Raises:
+        OSError: the folder cannot be written; no part of the file is left.
+    """
+    try:
+        put(path, data)
+    except OSError as error:
         raise OSError(
             f"cannot write {path}: {error.strerror or error}. Choose a folder that you "
             "may write to, on a disk with room, and run again: a run goes on from its "

@@ -18,7 +18,7 @@ from mechsink.attribution.wires import Wires
 from mechsink.attribution.writes import outputs, source_sites, written
 from mechsink.models.wiring import Wiring, wiring
 from mechsink.prompts import PromptPairs, TokenPairs
-from mechsink.results import provenance
+from mechsink.provenance import provenance
 from mechsink.run import Metric, Model
 from mechsink.sites import Site
 

@@ -21,7 +21,8 @@ from mechsink.models.any_model import any_model
 from mechsink.models.wiring import wiring
 from mechsink.plotting import Axes
 from mechsink.prompts import PromptPairs, TokenPairs
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Model
 from mechsink.sites import Site
 

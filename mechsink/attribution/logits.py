@@ -24,7 +24,8 @@ from mechsink.models.wiring import Wiring, wiring
 from mechsink.plotting import Axes
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs, TokenPairs
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Model
 
 Per = Literal["difference", "answer"]

@@ -27,7 +27,8 @@ from mechsink.metrics import logit_diff
 from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.prompts import TokenPairs
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Edit, Metric, Model
 from mechsink.sites import Site
 

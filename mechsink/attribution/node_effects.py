@@ -16,7 +16,8 @@ from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.precision import below_mean
 from mechsink.prompts import PromptPairs
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Metric, Model
 
 KEYS = ["prompt", "layer", "component"]

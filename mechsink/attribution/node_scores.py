@@ -13,7 +13,8 @@ from mechsink import plotting
 from mechsink.attribution.inference import inference
 from mechsink.attribution.node_runs import AskedNodes
 from mechsink.plotting import Axes
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 
 Direction = Literal["noising", "denoising"]
 PARTS = ("head", "kv_head", "neuron")

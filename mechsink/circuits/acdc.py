@@ -22,7 +22,7 @@ from mechsink.circuits.ratios import check_told_apart
 from mechsink.models.any_model import any_model
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs
-from mechsink.results import provenance
+from mechsink.provenance import provenance
 from mechsink.run import Metric, Model, Run
 from mechsink.sites import Site
 

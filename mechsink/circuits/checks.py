@@ -27,7 +27,8 @@ from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Metric, Model
 
 Mask = Bool[np.ndarray, "source target"]

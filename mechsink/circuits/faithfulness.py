@@ -31,7 +31,8 @@ from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.precision import below, below_mean, floors
 from mechsink.prompts import PromptPairs
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Metric, Model
 from toy_tasks.checks import checked
 

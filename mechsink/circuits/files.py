@@ -14,7 +14,7 @@ from typing import Any
 
 import networkx as nx
 
-from mechsink.results import atomic_write, plain, to_json
+from mechsink.files import atomic_write, plain, to_json
 
 SCHEMA, VERSION = "mechsink.circuit", 1
 NUMBERS = ("score", "low", "high", "p_value", "q_value")

@@ -140,7 +140,7 @@ def _run(context: Any, function: Callable[..., Outcome], options: Any) -> None:
 
 def _found(context: Any, outcome: Outcome, seconds: float) -> dict[str, Any]:
     """All that --json says."""
-    from mechsink.results import plain
+    from mechsink.files import plain
 
     code = DONE if outcome.failed is None else CLAIM
     found: dict[str, Any] = {"verb": context.meta[VERB], "ok": code == DONE}

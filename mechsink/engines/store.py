@@ -15,7 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mechsink.results import Result, atomic_write, plain, to_json
+from mechsink.files import atomic_write, plain, to_json
+from mechsink.results import Result
 from toy_tasks.storage import locked
 
 

@@ -19,8 +19,8 @@ from mechsink.experiments.grids.jobs import Setting
 from mechsink.experiments.grids.seeds import by_run, overview, seed_dots, seed_panels
 from mechsink.experiments.operators import COLUMNS, PANELS, measure_run
 from mechsink.experiments.study import Study, as_claims, claim
+from mechsink.intervals import student_t
 from mechsink.plotting import Axes, Figure
-from mechsink.results import student_t
 from toy_tasks import PRESETS, BigramBackcopy, Preset
 from toy_tasks.operators import OPERATORS
 

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from mechsink.intervals import student_t
 from mechsink.plotting import Figure
-from mechsink.results import Result, student_t
+from mechsink.results import Result
 from mechsink.shown import table_html
 
 COLUMNS = ["claim", "measured", "low", "high", "wanted", "holds"]

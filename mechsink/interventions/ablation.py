@@ -16,7 +16,8 @@ from mechsink.models.memory import rows_that_fit
 from mechsink.plotting import Axes
 from mechsink.precision import below, floors
 from mechsink.prompts import PromptPairs, TokenPairs
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Edit, Metric, Model
 from mechsink.sites import Site
 from toy_tasks.checks import checked

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from mechsink.files import atomic_write, plain, to_json
 from mechsink.interventions.sweep import Swept
-from mechsink.results import atomic_write, plain, to_json
 from toy_tasks.storage import locked
 
 NAME = "sweep.json"

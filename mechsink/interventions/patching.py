@@ -27,7 +27,8 @@ from mechsink.plotting import Axes
 from mechsink.precision import below, below_mean
 from mechsink.progress import bar
 from mechsink.prompts import PromptPairs, TokenPairs
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Metric, Model
 from toy_tasks.checks import checked
 

@@ -26,7 +26,8 @@ from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.precision import below, floors
 from mechsink.prompts import PromptPairs, TokenPairs
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Metric, Model, ModelShape
 from mechsink.sites import Site
 

@@ -23,7 +23,8 @@ from mechsink.models.any_model import any_model
 from mechsink.models.generation import Edits, generate
 from mechsink.models.sampling import Sampler, greedy
 from mechsink.plotting import Axes
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Edit, Model
 
 CandidateSaliency = Callable[[Tensor, Tensor], Tensor]

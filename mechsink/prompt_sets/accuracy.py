@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.intervals import wilson
 from mechsink.metrics import logit_diff
 from mechsink.plotting import Axes
 from mechsink.prompts import PromptPairs
-from mechsink.results import Result, provenance, wilson
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Metric, Model
 
 _METRIC: Metric = logit_diff

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mechsink.files import atomic_write
 from mechsink.prompt_sets.accuracy import Accuracy, accuracy
 from mechsink.prompt_sets.candidates import (
     Candidate,
@@ -21,7 +22,6 @@ from mechsink.prompt_sets.candidates import (
     token_rows,
 )
 from mechsink.prompts import PromptPairs
-from mechsink.results import atomic_write
 from mechsink.run import Model
 
 DRAWS = 50

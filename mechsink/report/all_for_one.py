@@ -10,12 +10,12 @@ import pandas as pd
 
 from mechsink import plotting
 from mechsink.experiments.all_for_one.search import AllForOneSearch, search_all_for_one
+from mechsink.intervals import wilson
 from mechsink.models.any_model import any_model
 from mechsink.report.html import Headline, Page, Plot, Section, TokenText, settings_rows
 from mechsink.report.paged import Drawn, PagedResult
 from mechsink.report.svg import inline_svg
 from mechsink.report.tables import to_table
-from mechsink.results import wilson
 from mechsink.run import Model
 from mechsink.slots.prompts import SlotPrompts
 from mechsink.slots.tokens import SlotTokens

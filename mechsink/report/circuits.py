@@ -31,12 +31,12 @@ from mechsink.models.any_model import any_model
 from mechsink.prompt_sets.accuracy import accuracy
 from mechsink.prompt_sets.sets import PromptSet
 from mechsink.prompts import PromptPairs
+from mechsink.provenance import provenance
 from mechsink.report.circuit_page import circuit_report
 from mechsink.report.html import Page, Plot
 from mechsink.report.paged import Drawn, PagedResult
 from mechsink.report.pair_parts import n_repeated, one_by_one, pair_table, some, split
 from mechsink.report.svg import inline_svg
-from mechsink.results import provenance
 from mechsink.run import Metric, Model
 
 Method = Callable[[Model, PromptPairs, Metric], EdgeScores]

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mechsink.files import atomic_write, to_json
 from mechsink.models.load import load_model
 from mechsink.progress import waiting
 from mechsink.report import formation_page, sink_page, sink_words
 from mechsink.report.formation import FormationReport, formation_report
 from mechsink.report.html import Headline, Page, Section, settings_rows, write_page
 from mechsink.report.sinks import SinkReport, sink_report
-from mechsink.results import atomic_write, to_json
 from toy_tasks import PRESETS, BigramBackcopy, train
 
 TOYS = {"bb-cpu": 1500, "bb3-cpu": 1500}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
@@ -19,6 +18,7 @@ from mechsink.experiments.formation.recorder import Formation, formation
 from mechsink.plotting import Axes
 from mechsink.report.html import Page
 from mechsink.report.paged import Drawn, PagedResult
+from mechsink.report.pattern_maps import pattern_rows
 from mechsink.run import Model
 from mechsink.sites import Site
 from toy_tasks import TrainRun, load_run
@@ -221,16 +221,10 @@ class _Patterns:
         n_heads = shape.n_heads if cells <= _MOST else 1
         sites = [Site("pattern", layer) for layer in range(shape.n_layers)]
         run = model.run(row.to(model.device), read=sites)
-        query, key = (x.numpy() for x in torch.tril_indices(row.shape[1], row.shape[1]))
         for site in sites:
-            weight = run.cache[site][0, :n_heads].detach().float().cpu().numpy()
-            part = pd.DataFrame({"weight": weight[:, query, key].ravel()})
-            part.insert(0, "key", np.tile(key, n_heads))
-            part.insert(0, "query", np.tile(query, n_heads))
-            part.insert(0, "head", np.repeat(np.arange(n_heads), len(query)))
-            part.insert(0, "layer", site.layer)
-            part.insert(0, "step", step)
-            self.parts.append(part)
+            weight = run.cache[site][0, :n_heads]
+            place = {"step": step, "layer": site.layer}
+            self.parts.append(pattern_rows(weight, range(n_heads), **place))
 
     def table(self) -> pd.DataFrame:
         """step, layer, head, query, key, weight."""

@@ -19,9 +19,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from mechsink.files import atomic_write, plain
 from mechsink.report.maps import Maps
 from mechsink.report.tables import Table
-from mechsink.results import atomic_write, plain
 from mechsink.visible import visible
 
 MAX_TEXTS = 24

@@ -3,13 +3,32 @@
 May import: results, plotting.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from mechsink.report.html import show_token
 from mechsink.report.maps import Choice, Maps, fits
+
+
+def pattern_rows(
+    weight: Float[Tensor, "head query key"], heads: Sequence[int], **place: int
+) -> pd.DataFrame:
+    """Causal attention as rows: the columns of `place`, head, query, key, weight."""
+    query, key = torch.tril_indices(*weight.shape[1:]).numpy()
+    weights = weight.detach().float().cpu().numpy()[:, query, key]
+    columns = {
+        "head": np.repeat(heads, len(query)),
+        "query": np.tile(query, len(heads)),
+        "key": np.tile(key, len(heads)),
+        "weight": weights.ravel(),
+    }
+    return pd.DataFrame({**place, **columns})
 
 
 def head_patterns(

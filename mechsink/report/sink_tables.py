@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsink.report.pattern_maps import pattern_rows
 from mechsink.run import Model
 from mechsink.sites import Site
 
@@ -86,14 +87,9 @@ def patterns(
     parts = []
     for site in sites:
         chosen: Any = kept.loc[kept["layer"] == site.layer, "head"].unique()
-        weight = run.cache[site][0, np.sort(chosen)].detach().float().cpu().numpy()
-        query, key = np.tril_indices(weight.shape[-1])
-        part = pd.DataFrame({"weight": weight[:, query, key].ravel()})
-        part.insert(0, "key", np.tile(key, len(chosen)))
-        part.insert(0, "query", np.tile(query, len(chosen)))
-        part.insert(0, "head", np.repeat(np.sort(chosen), len(query)))
-        part.insert(0, "layer", site.layer)
-        parts.append(part)
+        numbers = sorted(map(int, chosen))
+        weight = run.cache[site][0, numbers]
+        parts.append(pattern_rows(weight, numbers, layer=site.layer))
     return pd.concat(parts, ignore_index=True)
 
 

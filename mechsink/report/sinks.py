@@ -17,6 +17,7 @@ from torch import Tensor
 from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.progress import Advance, bar
+from mechsink.provenance import provenance
 from mechsink.report.html import Page
 from mechsink.report.paged import Drawn, PagedResult
 from mechsink.report.sink_tables import (
@@ -29,7 +30,6 @@ from mechsink.report.sink_tables import (
     token_table,
 )
 from mechsink.report.texts import default_rows, token_rows
-from mechsink.results import provenance
 from mechsink.run import Model
 from mechsink.sinks.logits import SinkLogitMeter
 from mechsink.sinks.massive.activations import MassiveActivationMeter

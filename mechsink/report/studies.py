@@ -13,9 +13,9 @@ import pandas as pd
 
 from mechsink.experiments.grids.seeds import cell
 from mechsink.experiments.study import Study
+from mechsink.files import atomic_write
 from mechsink.report.html import write_page
 from mechsink.report.study_page import study_page
-from mechsink.results import atomic_write
 from mechsink.visible import visible
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mechsink.files import atomic_write
 from mechsink.plotting import Figure
-from mechsink.results import atomic_write
 from mechsink.visible import visible
 
 INKS = ("#262626", "#000000", "#333333", "#444444")

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsink.files import plain
 from mechsink.models.any_model import any_model
 from mechsink.progress import Advance
-from mechsink.results import plain, provenance
+from mechsink.provenance import provenance
 from mechsink.run import LayerAttention, Model
 
 Rows = Mapping[str, np.ndarray]

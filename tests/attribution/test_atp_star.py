@@ -133,6 +133,7 @@ def by_brute_force(
 @pytest.mark.parametrize("family", ["toy", *FAMILIES])
 @pytest.mark.parametrize("name", ["q", "k"])
 @pytest.mark.parametrize("positions", [None, "all"])
+@pytest.mark.some_cases(8)
 def test_qk_fix_by_brute_force(family: str, name: str, positions: Any) -> None:
     # Grouped queries, rotary positions, QK norms, windows, caps: the model's own way.
     with float64_inside():

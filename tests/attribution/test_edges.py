@@ -156,6 +156,7 @@ def test_exact_edges_equal_a_forward_pass_split_by_hand(norm: str) -> None:
 @pytest.mark.first_case
 @pytest.mark.parametrize("family", SOME_FIRST)
 @pytest.mark.matrix
+@pytest.mark.some_cases(4)
 def test_exact_edges_equal_path_patching(family: str) -> None:
     """Another engine: senders at z, receivers at q, k, v, MLPs and logits."""
     pairs = prompt_pairs(3)
@@ -209,6 +210,7 @@ def test_exact_edges_of_a_toy_whose_attention_has_the_positions(positions: str) 
 @pytest.mark.first_case
 @pytest.mark.parametrize("metric", [logit_diff, sink_attention(layer=1, head=2)])
 @pytest.mark.parametrize("family", SOME_FIRST)
+@pytest.mark.some_cases(7)
 def test_eap_is_the_derivative_of_exact_patching(family: str, metric: Metric) -> None:
     """Cut an edge by a thousandth of the corrupted write: the slope is its score."""
     pairs, small = prompt_pairs(2), 1e-5

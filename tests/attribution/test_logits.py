@@ -66,6 +66,7 @@ def sizes(found: LogitAttribution) -> np.ndarray:
 
 @pytest.mark.first_case
 @pytest.mark.parametrize("name", SOME)
+@pytest.mark.some_cases(9)
 def test_parts_sum_to_the_models_own_logits(name: str) -> None:
     model = load(name)
     logits = model.run(CLEAN).logits.double()

@@ -61,6 +61,7 @@ def off(got: pd.Series, want: pd.Series) -> float:
 @pytest.mark.first_case
 @pytest.mark.parametrize("site", [s for s in AXES if s != "attn_scores"])
 @pytest.mark.parametrize("steps", [None, 1, 4])
+@pytest.mark.some_cases(10)
 def test_equals_exact_patching_on_an_affine_model(site: str, steps: int | None) -> None:
     # The MLP's node score needs the gradient at what it writes, not at what it reads:
     # with that old mistake of other tools, mlp_out fails here.
@@ -189,6 +190,7 @@ def test_integration_is_complete_and_by_midpoints() -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("site", ["resid_pre", "z", "k", "mlp_out", "pattern"])
+@pytest.mark.some_cases(2)
 def test_steps_settle(site: str) -> None:
     model, own = toy(mlp="linear"), pairs()
     found = [
@@ -207,6 +209,7 @@ def test_steps_settle(site: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.some_cases(4)
 def test_families(family: str) -> None:
     """A sum over each site, from activations and differences of whole sites."""
     model, own = load(family), pairs(n=2, d_vocab=80)

@@ -310,6 +310,7 @@ def hooks(module: torch.nn.Module) -> list[tuple[str, int]]:
 
 @pytest.mark.first_case
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.some_cases(4)
 def test_every_site_has_coefficients(family: str) -> None:
     model, own = load(family), pairs(n=2, d_vocab=80)
     for site in sorted(model.shape.sites - {"q", "k", "attn_scores"}):

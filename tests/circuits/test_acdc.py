@@ -60,6 +60,7 @@ def plain_loop(model, pairs, metric, tau, ends, order="reverse"):
 @pytest.mark.first_case
 @pytest.mark.parametrize("order", ["reverse", "normal"])
 @pytest.mark.parametrize("tau", [0.0, 0.003, 0.01, 0.05])
+@pytest.mark.some_cases(3)
 def test_it_is_the_plain_loop(tau, order):
     got = acdc(MODEL, PAIRS, logit_diff, tau=tau, order=order)
     want, scores, measured = plain_loop(
@@ -96,9 +97,8 @@ def test_batches_of_any_size_decide_alike(at_once, monkeypatch):
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize(
-    "family", [pytest.param("gpt_neox", marks=pytest.mark.slow), "gemma2"]
-)
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma2"])
+@pytest.mark.slow
 def test_other_architectures(family):
     """Parallel blocks, grouped keys and post-norms, against the plain loop."""
     with float64_inside():
@@ -125,6 +125,7 @@ def test_a_sinks_circuit_ends_at_its_head():
 
 @pytest.mark.first_case
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.some_cases(6)
 def test_planted_circuits_come_back_edge_by_edge(name):
     """tau between what false edges can do and what true ones do."""
     case = PLANTED[name](n_prompts=30).double()

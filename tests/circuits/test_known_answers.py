@@ -38,6 +38,7 @@ def auroc(method: Callable[..., EdgeScores], case: Planted) -> float:
 
 @pytest.mark.first_case
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.some_cases(6)
 def test_every_planted_edge_is_found(name: str) -> None:
     case = PLANTED[name](n_prompts=40)
     model, pairs = asked(case)
@@ -55,6 +56,7 @@ def test_every_planted_edge_is_found(name: str) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", SATURATED)
+@pytest.mark.some_cases(5)
 def test_saturated_cases_stand_apart(name: str) -> None:
     """Patching still finds every edge; of gradients only that they run is asked here.
 

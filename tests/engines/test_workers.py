@@ -85,6 +85,7 @@ def test_the_same_bits_though_a_worker_is_lost(engine, tmp_path):
         pytest.param(RayCluster(workers=2), id="ray", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_piece_that_kills_every_worker_is_given_up(engine):
     said = r"failed on 1 of 5 prompts[\s\S]*prompt 1: 3 workers died"
     with pytest.raises(RuntimeError, match=said):

@@ -179,6 +179,7 @@ def test_on_an_affine_model_attribution_is_ablation(n_kv_heads, reference):
 @pytest.mark.parametrize("reference", ["mean", "zero"])
 @pytest.mark.parametrize("position", [0, 2])
 @pytest.mark.matrix
+@pytest.mark.some_cases(3)
 def test_effects_are_those_of_brute_force(norm, reference, position):
     model, prompts = toy(norm=norm), tokens()
     writes = writes_of(model, prompts)

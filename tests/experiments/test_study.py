@@ -8,8 +8,8 @@ from mechsink.experiments.grids.seeds import by_run, overview, seed_panels, summ
 from mechsink.experiments.mitigation import mitigation_study
 from mechsink.experiments.operators import operator_study
 from mechsink.experiments.study import ClaimFailed, Study, as_claims, claim
+from mechsink.intervals import student_t
 from mechsink.report.studies import markdown, write_study
-from mechsink.results import student_t
 
 FIVE = [1.0, 2.0, 3.0, 4.0, 5.0]
 

@@ -72,6 +72,7 @@ def test_the_fake_device_minds_what_it_is_mixed_with() -> None:
         for name in BACKENDS
     ],
 )
+@pytest.mark.some_cases(1)
 def test_no_measurement_mixes_devices(backend: str) -> None:
     found = json.loads(python("-m", "tests.gpu.audit", backend).splitlines()[-1])
     assert len(found) > 40

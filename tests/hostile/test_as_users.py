@@ -3,6 +3,7 @@
 There a value of a wrong type reaches the code, which must refuse it in words itself.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -17,9 +18,11 @@ def run(*more: str) -> str:
     """Run this folder's tests in a process of its own; what it printed."""
     args = ["-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", "-q"]
     args += ["tests/hostile", "--deselect", "tests/hostile/test_as_users.py", *more]
+    env = {key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *args],
         cwd=ROOT,
+        env=env,
         capture_output=True,
         text=True,
     )

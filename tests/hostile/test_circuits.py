@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mechsink.circuits.graph import Circuit
 from mechsink.circuits.selection import greedy_edges, top_edges
-from mechsink.results import plain
+from mechsink.files import plain
 from tests.circuits.made import SHAPES, made_scores, random_scores
 from tests.hostile.cases import hostile
 from tests.hostile.clear import is_refused, tried

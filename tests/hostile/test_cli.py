@@ -162,6 +162,7 @@ TEXT = "the cat sat on the mat and the rat ran"
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", [FILE_NAMES[i] for i in (0, 2, 4, 9, 13, -2, -1)])
+@pytest.mark.some_cases(2)
 def test_a_report_goes_to_a_folder_of_any_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     toy = copy_to_new(tmp_path / name)

@@ -223,6 +223,7 @@ WORST = [
 @pytest.mark.parametrize("text", WORST)
 @pytest.mark.parametrize("name", [*PAGES])
 @pytest.mark.matrix
+@pytest.mark.some_cases(7)
 def test_a_report_on_a_model_of_hostile_tokens(name, text):
     page = check_page(PAGES[name](named(text)))
     if text.isascii() and text.isprintable():

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from hypothesis import strategies as st
 
-from mechsink.results import Result, plain, read_table, to_json
+from mechsink.files import plain, to_json
+from mechsink.results import Result, read_table
 from tests.hostile.cases import hostile
 from tests.hostile.clear import is_refused, tried
 from tests.hostile.texts import any_texts, texts

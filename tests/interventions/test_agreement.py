@@ -139,6 +139,7 @@ def check(got: pd.Series, want: pd.Series, most: float) -> None:
 @pytest.mark.matrix
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @every_site
+@pytest.mark.some_cases(24)
 def test_sweeps_agree_in_float64(
     double: Peers, site: str, direction: Direction
 ) -> None:
@@ -158,6 +159,7 @@ def test_sweeps_agree_in_float64(
 
 @pytest.mark.first_case
 @some_sites
+@pytest.mark.some_cases(12)
 def test_sweeps_agree_in_float64_with_casts_inside(double: Peers, site: str) -> None:
     if double.family in TRUE_FLOAT64:
         pytest.skip("casts nothing: the test above is the same")
@@ -169,6 +171,7 @@ def test_sweeps_agree_in_float64_with_casts_inside(double: Peers, site: str) -> 
 
 @pytest.mark.first_case
 @some_sites
+@pytest.mark.some_cases(12)
 def test_sweeps_agree_in_float32(single: Peers, site: str) -> None:
     single.need(site)
     got = single.sweep(site, "denoising", "wave")

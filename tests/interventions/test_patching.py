@@ -49,6 +49,7 @@ def pairs(n: int = 2, n_pos: int = 7) -> PromptPairs:
 @pytest.mark.first_case
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("site", SITES)
+@pytest.mark.some_cases(24)
 def test_the_wave_equals_one_pass_per_place(family: str, site: str) -> None:
     model = load(family)
     if site not in model.shape.sites:
@@ -122,6 +123,7 @@ METRICS = {
 @pytest.mark.first_case
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.some_cases(10)
 def test_every_metric_on_the_wave(family: str, metric: str) -> None:
     model = load(family)
     for site in ("resid_pre", "resid_post", "mlp_out", "q", "v", "pattern"):

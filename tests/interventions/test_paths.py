@@ -308,6 +308,7 @@ CASES: dict[str, tuple[list[Site], list[Site] | None]] = {
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.some_cases(2)
 def test_every_path_equals_the_stream_kept_by_hand(family: str) -> None:
     with exact(family):
         model = float64_model(family)

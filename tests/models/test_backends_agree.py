@@ -97,6 +97,7 @@ def test_gradients(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "z", "pattern"])
+@pytest.mark.some_cases(30)
 def test_sweeps(pair: Pair, site: str) -> None:
     if site not in {s.name for s in shared(pair, edited=True)}:
         pytest.skip("one of them does not edit it")

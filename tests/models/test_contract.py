@@ -53,6 +53,7 @@ def test_a_head_is_a_slice_of_the_whole_site(model: Model) -> None:
 
 
 @pytest.mark.first_case
+@pytest.mark.some_cases(24)
 def test_an_edit_acts_at_every_site_and_later_reads_see_it(model: Model) -> None:
     base = model.run(TOKENS, read=all_sites(model))
     for site in all_sites(model):
@@ -148,6 +149,7 @@ def test_visit_equals_whole_patterns(model: Model) -> None:
 
 
 @pytest.mark.first_case
+@pytest.mark.some_cases(24)
 def test_gradients_equal_finite_differences(model: Model) -> None:
     metric = sink_attention(layer=2, head=1)
     sites = [

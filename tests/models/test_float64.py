@@ -30,6 +30,7 @@ KINDS = [
 @pytest.mark.parametrize(
     ("kind", "family"), KINDS, ids=[f"{k.__name__}-{f}" for k, f in KINDS]
 )
+@pytest.mark.some_cases(12)
 def test_logits_are_those_of_a_run_without_casts(kind, family) -> None:
     model = in_float64(kind(tiny(family), name=family))
     got = model.run(TOKENS).logits

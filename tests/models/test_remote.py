@@ -59,6 +59,7 @@ def tilt(x: Tensor) -> Tensor:
     return torch.where(x > -1e4, x * slope, x)
 
 
+@pytest.mark.some_cases(3)
 def test_runs_reads_and_edits_equal_those_here(pair: Pair) -> None:
     remote, here = pair.remote, pair.here
     if pair.remote.name == "falcon":  # the server's attention can't be switched

@@ -34,6 +34,7 @@ CALLS = {
 @pytest.mark.first_case
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CALLS)
+@pytest.mark.some_cases(5)
 def test_pairs_differ_in_the_exchanged_words_alone(name: str, kind: str) -> None:
     for options in CALLS[name]:
         made = prompt_sets.ALL[name](model(kind), 12, seed=1, **options)

@@ -46,6 +46,7 @@ def test_a_hundred_pairs_align(smollm2: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FLOORS)
+@pytest.mark.some_cases(2)
 def test_it_knows_five_of_the_tasks(smollm2: Any, name: str) -> None:
     found = prompt_sets.ALL[name](smollm2, 40).accuracy(smollm2)
     share, difference = FLOORS[name]

@@ -255,6 +255,7 @@ DRAWS = {
 @pytest.mark.matrix
 @pytest.mark.parametrize("n", [(6, 6), (24, 24), (6, 24)])
 @pytest.mark.parametrize("law", DRAWS)
+@pytest.mark.some_cases(3)
 def test_null_of_many_heads_with_heavy_tails(law, n):
     """100 heads that share a part, as heads of one model do."""
     rng = np.random.default_rng([len(law), *n])

@@ -468,6 +468,7 @@ LENGTH = {"sinkhorn": 7, "sinkhorn-targets": 7, "unitary-qr": 7, "unitary-givens
 
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.first_case
+@pytest.mark.some_cases(10)
 def test_every_operator_learns_to_regress(name: str) -> None:
     n_examples = LENGTH.get(name, 20)
     model = RegressionTransformer(

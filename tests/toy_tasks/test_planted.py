@@ -37,6 +37,7 @@ every_main_case = pytest.mark.parametrize("name", PLANTED)
 
 @pytest.mark.first_case
 @every_case
+@pytest.mark.some_cases(12)
 def test_patching_finds_the_planted_edges(name):
     case = ALL[name](n_prompts=24).double()
     got = effects(case)
@@ -57,6 +58,7 @@ def check_effects(case, got):
 @pytest.mark.matrix
 @pytest.mark.parametrize("build", PLANTED.values(), ids=PLANTED)
 @pytest.mark.parametrize(("n_prompts", "seed"), [(4, 1), (31, 3), (100, 0)])
+@pytest.mark.some_cases(14)
 def test_other_draws_keep_the_promise(build, n_prompts, seed):
     case = build(n_prompts=n_prompts, seed=seed).double()
     check_effects(case, effects(case))

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechsink import plotting
+from mechsink.intervals import wilson
 from mechsink.interventions.context_mean import ContextMeans, context_means
 from mechsink.interventions.peeking import (
     Waiting,
@@ -31,7 +32,8 @@ from mechsink.metrics import at_least_float32
 from mechsink.models.any_model import any_model
 from mechsink.models.memory import rows_that_fit
 from mechsink.plotting import Axes
-from mechsink.results import Result, provenance, wilson
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Edit, Model
 from mechsink.sites import Site
 from mechsink.slots.prompts import SlotPrompts, as_slot_tokens

@@ -34,7 +34,8 @@ from mechsink.interventions.context_sums import EXACT
 from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.progress import bar
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Model
 from mechsink.slots.prompts import SlotPrompts
 from mechsink.slots.tokens import SlotTokens

@@ -13,10 +13,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mechsink.experiments.all_for_one.experiment import Outcomes, af1_edits, outcomes
+from mechsink.intervals import wilson
 from mechsink.interventions.context_mean import ContextMeans
 from mechsink.interventions.peeking import hide, last_sees_self
 from mechsink.progress import Advance, bar
-from mechsink.results import wilson
 from mechsink.run import Model
 from mechsink.sites import Site
 from mechsink.slots.tokens import SlotTokens

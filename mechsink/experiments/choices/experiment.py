@@ -24,10 +24,12 @@ from mechsink.experiments.choices.nodes import (
     patched_effects,
 )
 from mechsink.experiments.choices.prompts import Choices, LabelIsRight, LabelMargin
+from mechsink.intervals import wilson
 from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.prompt_sets.sets import PromptSet
-from mechsink.results import Result, provenance, wilson
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Model
 from mechsink.sites import Site
 

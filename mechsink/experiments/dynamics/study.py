@@ -30,9 +30,10 @@ from mechsink.experiments.dynamics.paths import (
 )
 from mechsink.experiments.grids.seeds import cell
 from mechsink.experiments.study import Study, as_claims, claim
+from mechsink.intervals import student_t
 from mechsink.plotting import Axes, Figure
 from mechsink.progress import bar
-from mechsink.results import student_t, versions
+from mechsink.provenance import versions
 from toy_tasks.dynamics.model import resting_alpha
 from toy_tasks.dynamics.reduced import WEIGHT, Slopes, slopes
 

@@ -29,7 +29,7 @@ from mechsink.experiments.emergence.scores import (
     strongest,
 )
 from mechsink.experiments.emergence.settings import POSITIONS
-from mechsink.results import student_t
+from mechsink.intervals import student_t
 
 Source = Literal["README", "figure", "abstract of 2410.13835", "unconfirmed"]
 Side = Literal["above", "below"]

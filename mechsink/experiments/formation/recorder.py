@@ -18,7 +18,7 @@ from mechsink.experiments.formation.moment import Texts, measure_moment
 from mechsink.experiments.formation.timeline import Formation
 from mechsink.models.toy import ToyModel
 from mechsink.progress import bar
-from mechsink.results import provenance
+from mechsink.provenance import provenance
 from mechsink.run import Model
 from mechsink.sinks.measure import as_batches
 from toy_tasks import BigramBackcopy, ToyTransformer, TrainRun

@@ -18,7 +18,7 @@ from mechsink.engines.engine import Engine, as_engine
 from mechsink.engines.worker import default_workers
 from mechsink.experiments.grids.jobs import Job, Measure, Setting, run_jobs
 from mechsink.progress import bar
-from mechsink.results import versions
+from mechsink.provenance import versions
 
 
 def train_grid(

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from mechsink import plotting
+from mechsink.intervals import student_t
 from mechsink.plotting import Axes, Figure
-from mechsink.results import student_t
 
 OVER_HEADS: Mapping[str, str] = {
     "bos_markov": "max",

@@ -20,7 +20,8 @@ from mechsink.metrics import Answers, at_least_float32
 from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
 from mechsink.prompts import PromptPairs, TokenPairs
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Edit, Metric, Model, Run
 from mechsink.sites import Site
 

@@ -16,7 +16,7 @@ import torch
 from mechsink.experiments.regression.claims import TRAINED, regression_claims
 from mechsink.experiments.regression.study import LinearRegressionStudy
 from mechsink.experiments.study import as_claims
-from mechsink.results import versions
+from mechsink.provenance import versions
 from toy_tasks.regression.heads import RegressionHeads
 from toy_tasks.regression.patterns import effective_step, head_patterns, task_patterns
 from toy_tasks.regression.predictors import best_step, gradient_step

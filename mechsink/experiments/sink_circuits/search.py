@@ -32,7 +32,7 @@ from mechsink.experiments.sink_circuits.tables import (
 )
 from mechsink.models.any_model import any_model
 from mechsink.progress import bar
-from mechsink.results import provenance
+from mechsink.provenance import provenance
 from mechsink.run import Metric, Model
 
 

@@ -33,7 +33,7 @@ from mechsink.models.stream_losses import Piece, stream_losses, window_losses
 from mechsink.models.streaming import Stream
 from mechsink.progress import bar
 from mechsink.prompt_sets.prose import prose
-from mechsink.results import provenance
+from mechsink.provenance import provenance
 from mechsink.run import Model
 
 PER_TOKEN = 7  # characters of default prose cut for each token: English needs five

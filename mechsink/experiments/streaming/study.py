@@ -13,8 +13,8 @@ import pandas as pd
 
 from mechsink import plotting
 from mechsink.experiments.study import Study, claim
+from mechsink.intervals import student_t
 from mechsink.plotting import Axes, Figure
-from mechsink.results import student_t
 
 WINDOW, SINKS = "window", "sinks + window"
 DENSE, ANEW = "dense", "window read anew"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mechsink.models.any_model import any_model
 from mechsink.progress import bar
-from mechsink.results import provenance
+from mechsink.provenance import provenance
 from mechsink.run import Model
 from mechsink.sinks.dormant.confirm import confirmation_tables, tested_heads
 from mechsink.sinks.dormant.contrast import least_p_value

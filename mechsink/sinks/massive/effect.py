@@ -17,7 +17,8 @@ from torch import Tensor
 from mechsink import plotting
 from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Edit, Model
 from mechsink.sinks.massive.activations import MassiveActivations, massive_activations
 from mechsink.sinks.massive.entries import (

@@ -20,7 +20,8 @@ from torch import Tensor
 from mechsink import plotting
 from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import LayerAttention, Model
 from mechsink.sinks.measure import as_batches, at_least_float32
 from mechsink.sinks.secondary.reading import score_columns, value_sizes

@@ -20,7 +20,8 @@ from mechsink.interventions.attention_algebra import Span
 from mechsink.interventions.saliency_edits import CandidateSaliency
 from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Model
 from mechsink.sinks.spans.saliency import rows_of
 

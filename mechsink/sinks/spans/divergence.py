@@ -21,7 +21,8 @@ from mechsink.interventions.attention_edits import at_layers
 from mechsink.interventions.span_edits import hide_span, vhr_amplify
 from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Edit, Model
 from mechsink.sinks.measure import at_least_float32, rows
 from mechsink.sites import Site

@@ -19,7 +19,8 @@ from mechsink.attribution.gradients import gradients
 from mechsink.interventions.attention_algebra import Span
 from mechsink.models.any_model import any_model
 from mechsink.plotting import Axes
-from mechsink.results import Result, provenance
+from mechsink.provenance import provenance
+from mechsink.results import Result
 from mechsink.run import Metric, Model, Run
 from mechsink.sinks.measure import at_least_float32, rows
 from mechsink.sites import Site

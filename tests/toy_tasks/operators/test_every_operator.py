@@ -132,6 +132,7 @@ def test_a_mechsink_model_with_it_passes_its_self_check(name: str) -> None:
 
 @EVERY
 @pytest.mark.matrix
+@pytest.mark.some_cases(10)
 def test_it_learns(name: str, task: BigramBackcopy) -> None:
     """Thirty steps lower the loss on Bigram-Backcopy and on sums, and move all."""
     for some, length in ((task, 24), (Sums(10), 7)):
@@ -273,6 +274,7 @@ def test_a_sweep_is_one_patched_run_a_place(name: str) -> None:
 @EVERY
 @pytest.mark.first_case
 @pytest.mark.filterwarnings("ignore:faithfulness. full and ablated")  # two prompts
+@pytest.mark.some_cases(12)
 def test_edges_are_right_or_refused(name: str) -> None:
     """All of a layer's edges are cut at its queries, keys and values: a part that
     reads the residual beside them would be left out in silence."""
