@@ -23,6 +23,7 @@ QUICK = ("patch_sweep", "ablate", "sink_scores")
         for n in MEASUREMENTS
     ],
 )
+@pytest.mark.matrix
 def test_twice_in_one_process(name) -> None:
     """Whatever the global generator has drawn in between."""
     model = BridgeModel(tiny("llama"), name="llama")

@@ -62,6 +62,7 @@ def logit_gap(logits: Tensor) -> float:
     return (logits[0, -1, 30] - logits[0, -1, 50]).item()
 
 
+@pytest.mark.matrix
 def test_patching(model: Model) -> None:
     both = pairs(model)
     clean, corrupted = draw(model, 2, 0).split(1)

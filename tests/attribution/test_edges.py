@@ -136,6 +136,7 @@ def test_gradients_at_each_targets_own_input(norm: str, n_kv_heads: int) -> None
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.matrix
 def test_exact_edges_equal_a_forward_pass_split_by_hand(norm: str) -> None:
     model = toy(norm=norm, n_kv_heads=2)
     with torch.no_grad():
@@ -184,6 +185,7 @@ def test_exact_edges_equal_path_patching(family: str) -> None:
 
 
 @pytest.mark.parametrize("positions", ["rotary", "alibi"])
+@pytest.mark.matrix
 def test_exact_edges_of_a_toy_whose_attention_has_the_positions(positions: str) -> None:
     """q and k stand before the rotation, their edges end where path patching's do."""
     config = ToyConfig(**{**SMALL, "n_layers": 3}, positions=positions)
@@ -211,6 +213,7 @@ def test_exact_edges_of_a_toy_whose_attention_has_the_positions(positions: str) 
 @pytest.mark.parametrize("metric", [logit_diff, sink_attention(layer=1, head=2)])
 @pytest.mark.parametrize("family", SOME_FIRST)
 @pytest.mark.some_cases(7)
+@pytest.mark.matrix
 def test_eap_is_the_derivative_of_exact_patching(family: str, metric: Metric) -> None:
     """Cut an edge by a thousandth of the corrupted write: the slope is its score."""
     pairs, small = prompt_pairs(2), 1e-5
@@ -333,6 +336,7 @@ def test_a_metric_of_all_logits_takes_whole_runs() -> None:
 
 
 @pytest.mark.parametrize("family", [*POST_NORM, "gpt2", "llama"])
+@pytest.mark.first_case
 def test_writes_sum_to_the_residual(family: str) -> None:
     with float64_inside():
         model = BridgeModel(peer_model(family), name=family)
@@ -398,6 +402,7 @@ class Constant:
 
 
 @pytest.mark.parametrize("method", [*GRADIENT_METHODS, exact_edges])
+@pytest.mark.first_case
 def test_bad_input(method: Callable[..., EdgeScores]) -> None:
     model = toy()
     with pytest.raises(ValueError, match=r"identical in all 5 pairs.*exchanging"):

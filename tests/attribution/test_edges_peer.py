@@ -33,6 +33,7 @@ def our_name(node: Any) -> str:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama_mha"])
+@pytest.mark.matrix
 def test_eap_equals_transformer_lens(family: str) -> None:
     """TransformerLens takes the gradient at the corrupted run, and its scores say what
     patching in the clean value adds: ours of the exchanged pair, with the sign turned.

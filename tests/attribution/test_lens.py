@@ -24,6 +24,7 @@ SOME = [pytest.param(n, marks=() if n in FEW else pytest.mark.matrix) for n in B
 
 
 @pytest.mark.parametrize("name", SOME)
+@pytest.mark.matrix
 def test_the_last_row_is_the_models_output(name: str) -> None:
     model = load(name)
     logits = model.run(CLEAN).logits[:, -1].double()

@@ -121,6 +121,7 @@ def test_a_soft_cap_bends_the_sum_into_the_models_logits() -> None:
     np.testing.assert_allclose(found.own, want, atol=1e-5)
 
 
+@pytest.mark.matrix
 def test_the_logit_scale_is_in_the_values() -> None:
     found = logit_attribution(load("cohere"), PAIRS)
     assert found.factors == {"scale": 0.5, "cap": None}

@@ -47,6 +47,7 @@ def test_without_a_norm_the_attributed_change_is_the_direct_effect(
 
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.matrix
 def test_total_is_a_plain_patch_and_positive_where_clean_helps(direction: Any) -> None:
     """By hand: the clean value in the corrupted run, or the reverse with its sign."""
     model = load("gpt2")

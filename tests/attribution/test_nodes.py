@@ -62,6 +62,7 @@ def off(got: pd.Series, want: pd.Series) -> float:
 @pytest.mark.parametrize("site", [s for s in AXES if s != "attn_scores"])
 @pytest.mark.parametrize("steps", [None, 1, 4])
 @pytest.mark.some_cases(10)
+@pytest.mark.matrix
 def test_equals_exact_patching_on_an_affine_model(site: str, steps: int | None) -> None:
     # The MLP's node score needs the gradient at what it writes, not at what it reads:
     # with that old mistake of other tools, mlp_out fails here.
@@ -122,6 +123,7 @@ def slope(
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "attn_out", "mlp_out",
                                   "mlp_normed", "mlp_post", "q", "k", "v", "z",
                                   "pattern"])  # fmt: skip
+@pytest.mark.first_case
 def test_is_the_slope_of_the_metric_towards_the_corrupted_value(site: str) -> None:
     model, own = toy(), pairs(n=2)
     table = attribution_patching(model, own, logit_diff, site, layers=[1]).table
@@ -241,6 +243,7 @@ def test_families(family: str) -> None:
         assert np.abs(got - want).max() <= 2e-3 * np.abs(want).max(), name
 
 
+@pytest.mark.matrix
 def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     # Other tools divide by the batch, and weigh a short last one more.
     model, own = toy(), pairs(n=5)

@@ -185,6 +185,7 @@ def biased(family: str) -> BridgeModel:
 @pytest.mark.first_case
 @pytest.mark.parametrize("kind", ["layer", "rms", "llama", "gpt2"])
 @torch.no_grad()
+@pytest.mark.matrix
 def test_coefficients_by_hand(kind: str) -> None:
     own = pairs(n=2)
     with float64_inside():
@@ -238,6 +239,7 @@ def unbiased(family: str) -> Model:
      *(pytest.param(name, marks=RANDOM)
        for name in ("gpt_neox", "qwen3", "olmo2", "phi3", "mistral"))],
 )  # fmt: skip
+@pytest.mark.first_case
 def test_relevance_is_conserved(family: str) -> None:
     """x . coefficient over each layer's residual stream is the metric, all of it."""
     own = pairs(n=3)
@@ -311,6 +313,7 @@ def hooks(module: torch.nn.Module) -> list[tuple[str, int]]:
 @pytest.mark.first_case
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.some_cases(4)
+@pytest.mark.matrix
 def test_every_site_has_coefficients(family: str) -> None:
     model, own = load(family), pairs(n=2, d_vocab=80)
     for site in sorted(model.shape.sites - {"q", "k", "attn_scores"}):

@@ -61,6 +61,7 @@ def plain_loop(model, pairs, metric, tau, ends, order="reverse"):
 @pytest.mark.parametrize("order", ["reverse", "normal"])
 @pytest.mark.parametrize("tau", [0.0, 0.003, 0.01, 0.05])
 @pytest.mark.some_cases(3)
+@pytest.mark.matrix
 def test_it_is_the_plain_loop(tau, order):
     got = acdc(MODEL, PAIRS, logit_diff, tau=tau, order=order)
     want, scores, measured = plain_loop(
@@ -111,6 +112,7 @@ def test_other_architectures(family):
     assert 3 < len(want) < len(got.wires.edges) / 2
 
 
+@pytest.mark.matrix
 def test_a_sinks_circuit_ends_at_its_head():
     ends = {"a1.h1<q>", "a1.kv0<k>"}
     got = acdc(MODEL, PAIRS, SINK, tau=0.002)
@@ -200,6 +202,7 @@ def test_a_sweep_of_thresholds():
     assert again.meta["n_begin"] == nested[0.003].n_edges
 
 
+@pytest.mark.matrix
 def test_the_model_comes_back_unchanged_and_the_circuit_saves(tmp_path):
     before = {name: x.clone() for name, x in MODEL.toy.state_dict().items()}
     found = acdc(MODEL, PAIRS, logit_diff, tau=0.02)

@@ -78,6 +78,7 @@ def test_the_full_circuit_is_complete_and_a_half_gate_is_not():
     assert half.table["share"][0] == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.matrix
 def test_minimality_against_runs_by_hand():
     circuit = random_circuit(MODEL, 0.25, seed=7)
     found = minimality(MODEL, circuit, PAIRS, logit_diff).table

@@ -33,6 +33,7 @@ def some_circuit(wires: Wires, seed: int = 0) -> Circuit:
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.first_case
 def test_every_edge_goes_up_and_no_two_nodes_meet(name, seed):
     circuit = some_circuit(SHAPES[name], seed)
     layout = lay_out(circuit.graph)
@@ -114,6 +115,7 @@ def test_a_long_edge_bends_round_the_nodes_between():
         assert abs(at_node[0] - x) > HALF_WIDTH
 
 
+@pytest.mark.matrix
 def test_the_same_circuit_is_always_drawn_the_same():
     one, two = (lay_out(some_circuit(Wires(4, 4, 2)).graph) for _ in range(2))
     assert (one.at, one.curves) == (two.at, two.curves)

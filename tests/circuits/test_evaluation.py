@@ -105,6 +105,7 @@ def test_from_the_clean_run_to_the_corrupted_one(family):
 
 
 @pytest.mark.parametrize(("norm", "n_kv_heads"), [("layer", 2), ("rms", 4)])
+@pytest.mark.matrix
 def test_one_edge_out_of_the_full_circuit_is_its_exact_score(norm, n_kv_heads):
     model = toy(norm=norm, n_kv_heads=n_kv_heads)
     runs = CircuitRuns.of("test", model, PAIRS, logit_diff)

@@ -139,6 +139,7 @@ def test_the_curve_against_runs_by_hand(model, scores):
             assert np.ptp(f) > 0.5
 
 
+@pytest.mark.matrix
 def test_it_is_the_ratio_of_means_not_the_mean_of_ratios(model, scores):
     circuit = top_edges(scores, 40)
     c, e, m = by_hand(model, circuit.edges)
@@ -176,6 +177,7 @@ GOLDEN = {  # selection, signed, log: CPR, CMD; changed by no refactoring
 
 
 @pytest.mark.parametrize(("selection", "signed", "log"), GOLDEN)
+@pytest.mark.first_case
 def test_pinned_values(model, scores, selection, signed, log):
     curve = faithfulness_curve(
         model, scores, PAIRS, logit_diff, selection=selection, signed=signed, log=log
@@ -217,6 +219,7 @@ def test_the_same_seed_gives_the_same_interval(model, scores):
     assert ends[0] == ends[1] != ends[2]
 
 
+@pytest.mark.matrix
 def test_plots(model, scores):
     curve = faithfulness_curve(model, scores, PAIRS, logit_diff)
     ax = curve.plot()

@@ -116,6 +116,7 @@ def test_it_goes_on_where_it_stopped(tmp_path):
         ({"prompts": pairs(4)}, "prompts"),
     ],
 )
+@pytest.mark.matrix
 def test_another_question_is_refused(tmp_path, change, named):
     here(ms.patch_sweep, ms.logit_diff, folder=tmp_path)
     with pytest.raises(ValueError, match=f"differs in {named}"):

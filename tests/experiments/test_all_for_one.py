@@ -99,6 +99,7 @@ def test_the_hand_built_model_adds() -> None:
         ({1: {LAST: 1}, 3: {LAST: 3}, 4: {LAST: 5}}, 1, [1, 3, 4]),
     ],
 )
+@pytest.mark.matrix
 def test_three_peeks_are_found_by_dropping(reads, wait, peek) -> None:
     found = search_all_for_one(planted(reads), sums(), exhaustive=1, target=0.99)
     assert (found.found, found.wait, found.peek) == (True, wait, peek)

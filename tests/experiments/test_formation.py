@@ -64,6 +64,7 @@ def value(timeline, measure, step, layer=None, head=None):
     return rows["value"].item()
 
 
+@pytest.mark.matrix
 def test_every_measure_at_every_checkpoint(timeline):
     assert timeline.steps == [0, 3, 30]
     assert set(timeline.measures) == set(MEASURES) - set(SHARES)
@@ -150,6 +151,7 @@ def test_own_prompts_are_drawn_to_the_toys_context(trained, capsys):
     assert drawn.meta["tokens"][0]["strings"][0] == "<s>"
 
 
+@pytest.mark.matrix
 def test_relu_attention_has_no_sink_logit(task, tokens):
     relu = replace(SMALL, attention="relu", d_vocab=task.d_vocab)
     found = formation({0: ToyTransformer(relu, seed=0)}, tokens, task=task)
@@ -206,6 +208,7 @@ def test_a_hugging_face_model_with_the_task(hugging_face, task, tokens):
     assert floor[0] == floor[2] < loss[2] < loss[0]
 
 
+@pytest.mark.matrix
 def test_a_hugging_face_model_on_plain_tokens(hugging_face, tokens):
     prompts = [tokens[:3], tokens[3:4, :9]]
     found = formation({40: hugging_face[40], 0: hugging_face[0]}, prompts)

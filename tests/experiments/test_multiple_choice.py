@@ -47,6 +47,7 @@ def random_choices(n: int = 6, n_pos: int = 9) -> Choices:
 
 @pytest.mark.first_case
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.matrix
 def test_the_planted_head_is_found_named_and_compressed(variant: Any) -> None:
     model, choices = planted(variant)
     _, other = planted(variant, random_labels=True)
@@ -118,6 +119,7 @@ def test_a_head_that_knows_only_four_letters_does_not_generalise() -> None:
         pytest.param("qwen3", marks=pytest.mark.matrix),
     ],
 )
+@pytest.mark.matrix
 def test_patched_effects_are_those_of_path_patching(name: str) -> None:
     model, choices = load(name), random_choices()
     nodes = [(0, "h1"), (1, "mlp"), (2, "h3"), (2, "mlp")]
@@ -214,6 +216,7 @@ def test_bad_input_says_what_to_do() -> None:
         Choices.at(choices.tokens, LABEL_POSITIONS, choices.answers * 0)  # type: ignore[arg-type]
 
 
+@pytest.mark.matrix
 def test_saves_and_plots(tmp_path: Any) -> None:
     model, choices = planted(n=12)
     full = multiple_choice(model, choices, n_nodes=2, ranks=(3,))

@@ -51,6 +51,7 @@ def test_each_policy_has_the_losses_of_its_own_run(small: Streaming) -> None:
         np.testing.assert_allclose(got, torch.cat(alone), rtol=1e-4)
 
 
+@pytest.mark.matrix
 def test_dense_ends_at_the_context_and_is_a_plain_run(small: Streaming) -> None:
     got = losses(small, DENSE)
     assert got.index.tolist() == list(range(1, 65))  # 64 tokens read

@@ -247,6 +247,7 @@ def test_a_metric_of_answers_without_any(model: BridgeModel) -> None:
         (Site("k", 1, kv_head=2), "kv_head=2, but this model has 2 .*0 to 1"),
     ],
 )
+@pytest.mark.matrix
 def test_heads_and_layers_that_are_not_there(
     model: BridgeModel, unharmed: None, site: Site, message: str
 ) -> None:

@@ -109,6 +109,7 @@ def test_without_attention_below_nothing_is_lost() -> None:
         assert (off < 1e-12) == is_identity, (layer, off)
 
 
+@pytest.mark.matrix
 def test_batches_do_not_matter() -> None:
     for model, close in ((double_toy(), 1e-13), (load("llama"), 2e-5)):
         means = [

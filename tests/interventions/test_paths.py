@@ -100,6 +100,7 @@ def worked_pairs() -> PromptPairs:
         ("noising", None, None, 5 * 12 * 12 / 3 + 7),
     ],
 )
+@pytest.mark.first_case
 def test_paths_worked_by_hand(
     direction: Direction,
     receivers: list[Site] | None,
@@ -341,6 +342,7 @@ def test_every_path_equals_the_stream_kept_by_hand(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.first_case
 def test_the_total_is_the_plain_patch(family: str, direction: Direction) -> None:
     model = load(family)
     table: Any = path_sweep(
@@ -376,6 +378,7 @@ def test_a_sender_that_does_not_change_sends_nothing() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "toy_gqa_relu"])
+@pytest.mark.matrix
 def test_a_pattern_is_what_its_queries_and_keys_make_it(family: str) -> None:
     # OPT's patterns can be read and not edited: reading must not edit them.
     model = load(family)

@@ -51,6 +51,7 @@ def test_every_public_function_takes_them() -> None:
 
 
 @pytest.mark.parametrize("kind", ["transformers", "bridge", "nnsight"])
+@pytest.mark.matrix
 def test_results_are_those_of_the_loaded_model(kind) -> None:
     own = tiny("llama")
     given: Any = own
@@ -97,6 +98,7 @@ def test_the_object_stays_as_it_was() -> None:
         assert parameter.requires_grad and parameter.grad is None
 
 
+@pytest.mark.matrix
 def test_a_changed_model_is_measured_as_it_is_now() -> None:
     own = tiny("llama")
 

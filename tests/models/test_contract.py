@@ -175,6 +175,7 @@ def test_gradients_equal_finite_differences(model: Model) -> None:
         assert slope.item() == pytest.approx(want.item(), rel=0.05, abs=2e-4), site
 
 
+@pytest.mark.first_case
 def test_gradients_keep_prompts_apart_and_reach_the_logits(model: Model) -> None:
     class Pair:
         answers = torch.tensor([3, 5])
@@ -222,6 +223,7 @@ def test_bad_tokens_are_refused(model: Model) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.first_case
 def test_other_dtypes_keep_the_linear_path_and_pass(family: str, dtype) -> None:
     own = tiny(family).to(dtype)
     model = BridgeModel(own, name=family)

@@ -83,6 +83,7 @@ def test_a_toy_generates_what_its_forward_pass_says(name: str) -> None:
 
 @pytest.mark.parametrize("edit", ROW_EDITS)
 @pytest.mark.parametrize("name", [*CACHED, "bloom", *TOYS])
+@pytest.mark.first_case
 def test_row_edits_equal_one_run_over_all_tokens(name: str, edit: str) -> None:
     model, edits = load(name), ROW_EDITS[edit]
     got = generate(model, PROMPT, N_NEW, edit=edits, keep_logits=True)

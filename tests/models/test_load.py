@@ -75,6 +75,7 @@ def test_a_folder_brings_its_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.matrix
 def test_a_transformer_bridge_is_taken(family: str) -> None:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 

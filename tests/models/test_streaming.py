@@ -153,6 +153,7 @@ def test_without_eviction_it_is_the_models_own_forward_pass(name: str) -> None:
     assert stream.slots == [26, 26, 26] and stream.n_seen == 26
 
 
+@pytest.mark.matrix
 def test_without_eviction_it_is_exact(exact: BridgeModel) -> None:
     want = whole(exact, TOKENS)
     for policy in (Dense(), SinkWindow(4, 22), HeavyHitters(13, 13)):
@@ -285,6 +286,7 @@ def test_every_policy_is_its_slow_loop(exact: BridgeModel) -> None:
     assert stream.slots == [5, 5, 8, 6, 5]
 
 
+@pytest.mark.matrix
 def test_pieces_are_what_token_by_token_is(exact: BridgeModel) -> None:
     policies = [Window(5), SinkWindow(2, 3), SinkWindow(4, 9), Dense()]
     tokens = torch.cat([TOKENS, TOKENS.flip(1)])

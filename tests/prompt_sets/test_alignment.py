@@ -170,6 +170,7 @@ def test_two_words_that_share_a_token_are_not_aligned() -> None:
     assert why == "tokens differ outside the exchanged words"
 
 
+@pytest.mark.matrix
 def test_what_stands_before_every_text() -> None:
     assert leading(model("bos")) == [1]
     assert leading(model("byte pairs")) == []

@@ -45,6 +45,7 @@ def test_ioi_by_hand() -> None:
 
 @pytest.mark.parametrize("corrupt", ["abc", "swap"])
 @pytest.mark.parametrize("order", ["ABBA", "BABA"])
+@pytest.mark.first_case
 def test_ioi_roles(corrupt: Any, order: Any) -> None:
     wrapped = model("words")
     made = prompt_sets.ioi(wrapped, 30, seed=5, corrupt=corrupt, order=order)
@@ -65,6 +66,7 @@ def test_ioi_roles(corrupt: Any, order: Any) -> None:
             assert len({receiver, giver, *others}) == 5
 
 
+@pytest.mark.matrix
 def test_capitals_answer_both_prompts() -> None:
     for line in prompt_sets.capitals(model("words"), 15).table.to_dict("records"):
         for text, slot, key in (
@@ -193,6 +195,7 @@ def test_facts_have_one_right_option() -> None:
         ("multiple_choice", {"n": 9}, r"0 of n=9 pairs .* dropped \(.*unknown"),
     ],
 )
+@pytest.mark.first_case
 def test_bad_input(name: str, options: dict[str, Any], message: str) -> None:
     make: Any = getattr(prompt_sets, name)
     make = inspect.unwrap(make)  # past the type checker of the tests

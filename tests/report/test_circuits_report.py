@@ -134,6 +134,7 @@ def test_pairs_that_stand_in_both_halves_are_told():
     assert f"{wanted} measured pairs of 10 also stand" in " ".join(found.page().notes)
 
 
+@pytest.mark.matrix
 def test_a_weak_circuit_is_called_weak():
     model = toy()
     found = edge_report(model, telling_pairs(model, 30), logit_diff, method=eap, n=3)
@@ -142,6 +143,7 @@ def test_a_weak_circuit_is_called_weak():
 
 
 @WEAK
+@pytest.mark.matrix
 def test_a_sinks_circuit_needs_no_answers():
     model = toy()
     pairs = replace(prompt_pairs(8), answers=None, wrong=None)

@@ -65,6 +65,7 @@ def test_default_domains_are_separate_documents():
     assert all(text.startswith(("class ", "def ")) for text in found["code"])
 
 
+@pytest.mark.matrix
 def test_heads_from_the_command_line(tmp_path):
     model = save_tiny(tmp_path / "model")
     few = write(tmp_path / "few", [f"<script>{n} aaaa bbbb " * 9 for n in range(5)])

@@ -76,6 +76,7 @@ CALLS: dict[str, Callable[[Any, int], Any]] = {
 @pytest.mark.parametrize(
     "name", [n if n not in ("report", "secondary") else matrix(n) for n in CALLS]
 )
+@pytest.mark.first_case
 def test_the_largest_tensor_grows_no_faster_than_the_prompt(name, model) -> None:
     CALLS[name](model, 65)  # proofs and probes are of short prompts
     found = []

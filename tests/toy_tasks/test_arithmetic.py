@@ -223,6 +223,7 @@ def test_a_run_on_sums_resumes_bit_for_bit_and_loads_back(quick, tmp_path, monke
 
 
 @pytest.mark.parametrize("name", TASKS)
+@pytest.mark.matrix
 def test_every_task_is_one_and_survives_json(name, abc):
     source = SourceText.from_library(20, random_at=(3, 5))
     task = {"bigram_backcopy": abc, "sums": TASK, "source_text": source}[name]

@@ -295,6 +295,7 @@ def test_mu_in_closed_form_is_the_least_approximate_risk() -> None:
 
 
 @pytest.mark.parametrize("signs", [(1,), (1, -1), (1, 1, -1)])
+@pytest.mark.matrix
 def test_the_approximate_risk_is_that_of_long_prompts(signs: tuple[int, ...]) -> None:
     """At 600 examples the error of order 1/L is under 0.01."""
     omega = 0.3 * torch.tensor(signs, dtype=F64)
@@ -326,6 +327,7 @@ def test_errors_of_the_heads() -> None:
 # ---- training
 
 
+@pytest.mark.matrix
 def test_a_seed_trains_the_same_alone() -> None:
     options = {"steps": 15, "batch": 8, "n_examples": 10, "progress": False}
     both = train_heads(PLAIN, 2, seeds=(3, 5), **options)

@@ -179,6 +179,7 @@ def test_variants_are_what_they_say(name):
 
 
 @pytest.mark.first_case
+@pytest.mark.matrix
 def test_prompts_follow_the_seed():
     for build in PLANTED.values():
         a, b, c = build(seed=1), build(seed=1), build(seed=2)

@@ -33,6 +33,7 @@ def test_they_depend_on_the_seed_alone_and_are_not_the_fresh_ones(abc):
     assert not fresh & set(rows_of(one.tokens))
 
 
+@pytest.mark.matrix
 def test_a_stopped_run_goes_on_bit_for_bit(task, tiny, tmp_path):
     few = replace(tiny, n_sequences=5)
     whole = train(task, few, tmp_path / "whole", progress=False)

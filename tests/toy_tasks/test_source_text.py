@@ -34,6 +34,7 @@ def test_frequent_words_are_one_token(task):
     assert len(SourceText.from_library(0).encode("\n  return")) == 9
 
 
+@pytest.mark.matrix
 def test_windows_are_the_text(task):
     training, held_out = library_text()
     bare = SourceText.from_library(300, n_bos=0)

@@ -53,6 +53,7 @@ def test_a_config_with_it_is_saved_and_read(name: str) -> None:
 
 
 @EVERY
+@pytest.mark.first_case
 def test_later_tokens_change_nothing_before_them(name: str) -> None:
     model = toy(name).double().eval()
     # Weights far from their start, where gates are open and routers choose.
@@ -73,6 +74,7 @@ def test_later_tokens_change_nothing_before_them(name: str) -> None:
 
 
 @EVERY
+@pytest.mark.first_case
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
     layer = make(OPERATORS[name], n_heads=HEADS.get(name, 2))
     layer.eval()
