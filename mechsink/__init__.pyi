@@ -24,14 +24,12 @@ from .attribution.subspaces import Subspace as Subspace
 from .attribution.subspaces import subspaces as subspaces
 from .circuits.acdc import acdc as acdc
 from .circuits.acdc import acdc_sweep as acdc_sweep
-from .circuits.checks import Completeness as Completeness
-from .circuits.checks import Minimality as Minimality
-from .circuits.checks import completeness as completeness
-from .circuits.checks import minimality as minimality
 from .circuits.compare import compare as compare
 from .circuits.compare import edge_auroc as edge_auroc
 from .circuits.compare import jaccard as jaccard
 from .circuits.compare import rank_correlation as rank_correlation
+from .circuits.completeness import Completeness as Completeness
+from .circuits.completeness import completeness as completeness
 from .circuits.evaluation import circuit_metric as circuit_metric
 from .circuits.faithfulness import Faithfulness as Faithfulness
 from .circuits.faithfulness import faithfulness as faithfulness
@@ -40,6 +38,8 @@ from .circuits.faithfulness_curve import compare_curves as compare_curves
 from .circuits.faithfulness_curve import faithfulness_curve as faithfulness_curve
 from .circuits.graph import Circuit as Circuit
 from .circuits.merging import merge as merge
+from .circuits.minimality import Minimality as Minimality
+from .circuits.minimality import minimality as minimality
 from .circuits.selection import greedy_edges as greedy_edges
 from .circuits.selection import top_edges as top_edges
 from .engines.local import Here as Here
@@ -111,8 +111,8 @@ from .interventions.contrast import damro_generate as damro_generate
 from .interventions.contrast import damro_logits as damro_logits
 from .interventions.patching import PatchingResult as PatchingResult
 from .interventions.patching import patch_sweep as patch_sweep
-from .interventions.paths import PathResult as PathResult
-from .interventions.paths import PathSweepResult as PathSweepResult
+from .interventions.path_results import PathResult as PathResult
+from .interventions.path_results import PathSweepResult as PathSweepResult
 from .interventions.paths import path_patch as path_patch
 from .interventions.paths import path_sweep as path_sweep
 from .interventions.peeking import no_attention as no_attention
@@ -166,8 +166,8 @@ from .report.all_for_one import all_for_one_report as all_for_one_report
 from .report.circuit_page import CircuitReport as CircuitReport
 from .report.circuit_page import circuit_page as circuit_page
 from .report.circuit_page import circuit_report as circuit_report
-from .report.circuits import EdgeReport as EdgeReport
 from .report.circuits import edge_report as edge_report
+from .report.edge_result import EdgeReport as EdgeReport
 from .report.formation import FormationReport as FormationReport
 from .report.formation import formation_report as formation_report
 from .report.heads import HeadsReport as HeadsReport

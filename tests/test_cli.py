@@ -18,7 +18,7 @@ from mechsink.metrics import logit_diff
 from mechsink.models.load import load_model
 from mechsink.prompts import PromptPairs
 from mechsink.report.all_for_one import AllForOneReport
-from mechsink.report.circuits import EdgeReport
+from mechsink.report.edge_result import EdgeReport
 from tests.report.test_html import Reader
 from tests.report.tiny_model import save_tiny
 

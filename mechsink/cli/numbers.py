@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mechsink.experiments.study import Study
     from mechsink.report.all_for_one import AllForOneReport
-    from mechsink.report.circuits import EdgeReport
+    from mechsink.report.edge_result import EdgeReport
     from mechsink.report.formation import FormationReport
     from mechsink.report.heads import HeadsReport
     from mechsink.report.html import Page

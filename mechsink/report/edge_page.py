@@ -11,7 +11,7 @@ import pandas as pd
 
 from mechsink.attribution.inference import EXACT_UP_TO
 from mechsink.report.circuit_page import circuit_report
-from mechsink.report.circuits import EdgeReport, Estimate
+from mechsink.report.edge_result import EdgeReport, Estimate
 from mechsink.report.html import (
     Headline,
     Page,

@@ -6,7 +6,6 @@ what context-aware means (interventions/context_mean.py) are taken over.
 
 import math
 import random
-import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,11 +16,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mechsink.run import Model
+from mechsink.slots.columns import Columns, combination
 from mechsink.slots.places import fitting, next_token, not_one_token
-from mechsink.slots.tokens import SlotTokens
-
-MOST = 2**62
-"""Combinations of values that can be numbered."""
+from mechsink.slots.template import check_template
+from mechsink.slots.tokens import SlotTokens, slots_at
 
 CHECKED = 2000
 """Combinations of values that are tokenised to see that the template holds still."""
@@ -65,37 +63,8 @@ class SlotPrompts:
     _given: SlotTokens | None = None  # from_tokens
 
     def __post_init__(self) -> None:
-        if self._given is not None:
-            return
-        fields = _fields(self.template)
-        named = [name for name, _ in fields]
-        if not named or sorted(named) != sorted(self.slots):
-            raise ValueError(
-                f"SlotPrompts: the template {self.template!r} has slots {named}, "
-                f"slots= names {list(self.slots)}. Give values for each slot, write "
-                "each once, as in '{A}+{B}=', and braces of the text as {{ and }}."
-            )
-        for name, values in self.slots.items():
-            if len(values) < 2 or len({str(value) for value in values}) < len(values):
-                raise ValueError(
-                    f"SlotPrompts: slot {name!r} has values {list(values)[:8]}. Give "
-                    "at least two, all different; write a fixed one into the template."
-                )
-        for name, written in fields:
-            for value in self.slots[name]:
-                _check_written(name, written, value)
-        if self.n_combinations > MOST:
-            raise ValueError(
-                "SlotPrompts: the values have about "
-                f"1e{math.log10(self.n_combinations):.0f} combinations. Allowed: "
-                f"{MOST:.0e}. Give fewer slots or values."
-            )
-        if self.n is not None and not 1 <= self.n <= self.n_combinations:
-            raise ValueError(
-                f"SlotPrompts: n={self.n}, but the values have {self.n_combinations} "
-                "combinations, each drawn at most once. Allowed: 1 to that, or None "
-                "for all."
-            )
+        if self._given is None:
+            check_template(self.template, self.slots, self.n)
 
     @classmethod
     def from_tokens(
@@ -121,40 +90,11 @@ class SlotPrompts:
             ValueError: a position that is outside or varies without being a slot,
                 or a token that is none of its slot's values.
         """
-        n_pos, positions = tokens.shape[1], sorted(set(slots))
-        varies = (tokens != tokens[:1]).any(0).nonzero()[:, 0].tolist()
-        if (
-            not len(tokens)
-            or not positions
-            or not set(varies) <= set(positions) <= set(range(n_pos))
-        ):
-            raise ValueError(
-                f"SlotPrompts.from_tokens: slots={list(slots)}, but among the "
-                f"{len(tokens)} prompts of {n_pos} tokens positions {varies} vary. "
-                f"Name these, and any of 0 to {n_pos - 1} besides."
-            )
-        if answers is not None and len(answers) != len(tokens):
-            raise ValueError(
-                f"SlotPrompts.from_tokens: {len(answers)} answers for {len(tokens)} "
-                "prompts. Give one token for each prompt."
-            )
-        drawn = values or {}
-        own = [
-            torch.as_tensor(sorted(set(drawn[p])), device=tokens.device)
-            if p in drawn
-            else torch.unique(tokens[:, p])
-            for p in positions
-        ]
-        given = SlotTokens(
-            tokens,
-            answers,
-            tuple(str(p) for p in positions),
-            tuple(positions),
-            tuple(own),
-            list(range(len(tokens))),
-        )
-        given.picks(tokens)
-        listed = {str(p): v.tolist() for p, v in zip(positions, own, strict=True)}
+        given = slots_at(tokens, slots, answers, values)
+        listed = {
+            name: own.tolist()
+            for name, own in zip(given.names, given.values, strict=True)
+        }
         return cls("", listed, _given=given)
 
     @classmethod
@@ -213,11 +153,7 @@ class SlotPrompts:
         if self._given is not None:
             held = self._given.tokens[i, list(self._given.positions)].tolist()
             return dict(zip(self._given.names, held, strict=True))
-        number, held = self._numbers[i], {}
-        for name, values in reversed(list(self.slots.items())):
-            number, pick = divmod(number, len(values))
-            held[name] = values[pick]
-        return {name: held[name] for name in self.slots}
+        return combination(self.slots, self._numbers[i])
 
     def text(self, i: int) -> str:
         """Prompt i, of a text template.
@@ -314,46 +250,18 @@ class SlotPrompts:
                 values=tuple(values.to(device) for values in own.values),
                 index=list(range(len(own))),
             )
-        found: dict[str, tuple[int, Tensor]] = {}
-        for name in self.slots:
-            position, fits, rows = fitting(model, self.template, self.slots, name)
-            if not all(fits):
-                raise not_one_token(model, self.template, self.slots, name)
-            column = torch.stack([row[position] for row in rows])
-            found[name] = (position, column)
-        columns = list(self.slots)
-        order = sorted(columns, key=lambda name: found[name][0])
-        first = {name: values[0] for name, values in self.slots.items()}
-        template = model.to_tokens(self.template.format(**first))[0]
-
-        def assembled(numbers: Sequence[int]) -> Tensor:
-            sizes = [len(self.slots[name]) for name in columns]
-            picks = torch.unravel_index(torch.tensor(list(numbers)), sizes)
-            rows = template.repeat(len(numbers), 1)
-            for name, pick in zip(columns, picks, strict=True):
-                position, column = found[name]
-                rows[:, position] = column[pick.to(rows.device)]
-            return rows
-
-        draw = random.Random(0)
+        columns = Columns.of(model, self.template, self.slots)
         checked = list(self._numbers[:CHECKED])
         spare = min(CHECKED, self.n_combinations) - len(checked)
-        checked += draw.sample(range(self.n_combinations), spare)
-        for number, want in zip(checked, assembled(checked), strict=True):
-            text = replace(self, _chosen=[number]).text(0)
-            got = model.to_tokens(text)[0]
-            if got.tolist() != want.tolist():
-                raise ValueError(
-                    f"SlotPrompts: {text!r} becomes {model.to_strings(got)} here, not "
-                    f"{model.to_strings(want)}: the slots' tokens depend on each "
-                    "other. Part them by a space or a sign."
-                )
+        checked += random.Random(0).sample(range(self.n_combinations), spare)
+        columns.check(model, checked)
+        order = columns.order
         return SlotTokens(
-            assembled(self._numbers),
+            columns.rows(self._numbers),
             self._answers(model),
             tuple(order),
-            tuple(found[name][0] for name in order),
-            tuple(found[name][1] for name in order),
+            tuple(columns.positions[name] for name in order),
+            tuple(columns.tokens[name] for name in order),
             list(range(len(self))),
         )
 
@@ -378,48 +286,6 @@ class SlotPrompts:
                 known[answer] = next_token(model, self.text(i), answer)
             tokens.append(known[answer])
         return torch.stack(tokens)
-
-
-def _fields(template: str) -> list[tuple[str, str]]:
-    """Names of a template's slots, in order, and how each is written: "{A:>3}".
-
-    Raises:
-        ValueError: a brace alone, or a slot whose name is more than a name, such as
-            {A.x}, which would look inside its value.
-    """
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(
-            f"SlotPrompts: the template {template!r} can't be read ({error}). Write a "
-            "slot as {A}, and braces of the text as {{ and }}."
-        ) from error
-    fields = []
-    for _, name, form, conversion in parts:
-        if name is None:
-            continue
-        if not name.isidentifier() or "{" in (form or ""):
-            raise ValueError(
-                f"SlotPrompts: the template {template!r} has a slot {name!r}. Give "
-                "each a name of letters and digits, as in {A}, and write braces of the "
-                "text as {{ and }}."
-            )
-        how = f"!{conversion}" * bool(conversion) + f":{form}" * bool(form)
-        fields.append((name, f"{{{name}{how}}}"))
-    return fields
-
-
-def _check_written(name: str, written: str, value: Any) -> None:
-    """Raise ValueError if a slot's value can't be written as the template says."""
-    if written == f"{{{name}}}":
-        return
-    try:
-        written.format(**{name: value})
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"SlotPrompts: the template writes slot {name!r} as {written}, which "
-            f"doesn't fit its value {value!r} ({error}). Write {{{name}}} alone."
-        ) from error
 
 
 def as_slot_tokens(model: Model, prompts: SlotPrompts | SlotTokens) -> SlotTokens:

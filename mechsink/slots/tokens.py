@@ -1,5 +1,6 @@
 """Prompts with slots as one model's tokens, and how slots are filled anew."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -106,3 +107,46 @@ class SlotTokens:
                 )
             found.append(same.int().argmax(1))
         return torch.stack(found, 1)
+
+
+def slots_at(
+    tokens: Int[Tensor, "prompt pos"],
+    slots: Sequence[int],
+    answers: Int[Tensor, " answer"] | None,
+    values: Mapping[int, Sequence[int]] | None,
+) -> SlotTokens:
+    """Prompts given as tokens, whose slots are positions: `SlotPrompts.from_tokens`."""
+    n_pos, positions = tokens.shape[1], sorted(set(slots))
+    varies = (tokens != tokens[:1]).any(0).nonzero()[:, 0].tolist()
+    if (
+        not len(tokens)
+        or not positions
+        or not set(varies) <= set(positions) <= set(range(n_pos))
+    ):
+        raise ValueError(
+            f"SlotPrompts.from_tokens: slots={list(slots)}, but among the "
+            f"{len(tokens)} prompts of {n_pos} tokens positions {varies} vary. "
+            f"Name these, and any of 0 to {n_pos - 1} besides."
+        )
+    if answers is not None and len(answers) != len(tokens):
+        raise ValueError(
+            f"SlotPrompts.from_tokens: {len(answers)} answers for {len(tokens)} "
+            "prompts. Give one token for each prompt."
+        )
+    drawn = values or {}
+    own = [
+        torch.as_tensor(sorted(set(drawn[p])), device=tokens.device)
+        if p in drawn
+        else torch.unique(tokens[:, p])
+        for p in positions
+    ]
+    given = SlotTokens(
+        tokens,
+        answers,
+        tuple(str(p) for p in positions),
+        tuple(positions),
+        tuple(own),
+        list(range(len(tokens))),
+    )
+    given.picks(tokens)
+    return given

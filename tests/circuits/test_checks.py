@@ -4,13 +4,9 @@ import numpy as np
 import pytest
 
 from mechsink.attribution.wires import Wires
-from mechsink.circuits.checks import (
-    Completeness,
-    Minimality,
-    completeness,
-    minimality,
-)
+from mechsink.circuits.completeness import Completeness, completeness
 from mechsink.circuits.graph import Circuit
+from mechsink.circuits.minimality import Minimality, minimality
 from mechsink.metrics import logit_diff
 from mechsink.models.toy import ToyModel
 from mechsink.prompts import PromptPairs

@@ -12,12 +12,8 @@ from torch import Tensor
 
 from mechsink.interventions import path_passes
 from mechsink.interventions.patching import patch_sweep
-from mechsink.interventions.paths import (
-    PathResult,
-    PathSweepResult,
-    path_patch,
-    path_sweep,
-)
+from mechsink.interventions.path_results import PathResult, PathSweepResult
+from mechsink.interventions.paths import path_patch, path_sweep
 from mechsink.interventions.places import Direction
 from mechsink.metrics import logit_diff, sink_attention
 from mechsink.models.bridge import BridgeModel

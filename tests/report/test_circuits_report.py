@@ -19,7 +19,8 @@ from mechsink.models.load import load_model
 from mechsink.models.toy import ToyModel
 from mechsink.prompt_sets import induction
 from mechsink.prompts import PromptPairs
-from mechsink.report.circuits import EdgeReport, edge_report
+from mechsink.report.circuits import edge_report
+from mechsink.report.edge_result import EdgeReport
 from mechsink.report.html import render
 from mechsink.report.pair_parts import n_repeated, one_by_one, some, split
 from tests.circuits.small import pairs_of, prompt_pairs, telling_pairs, toy
