@@ -8,9 +8,7 @@ positions counted within the cache.
 """
 
 import functools
-import inspect
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,21 +19,15 @@ from torch import Tensor
 from mechsink.models.any_model import any_model
 from mechsink.models.cache_policies import Dense, Policy, evict_range
 from mechsink.models.hooks import check_tokens
-from mechsink.models.plain import PlainModel, quiet_transformers
+from mechsink.models.plain import PlainModel
 from mechsink.models.sampling import Sampler, greedy
-from mechsink.models.slot_cache import Rotation, SlotCache
-from mechsink.models.views import shared_view
+from mechsink.models.slot_cache import SlotCache
+from mechsink.models.stream_view import reading, refusal, streaming_view
 from mechsink.run import Model
 
-IMPLEMENTATION = "mechsink_streaming"
 PIECE = 256
 """Most tokens in a forward pass: memory is that of their scores, however long the
 text, and a bounded cache is not asked about a whole text's worth of keys."""
-ALLOWED = (
-    "Allowed: Hugging Face models with rotary positions in every layer, in halves as "
-    "Llama turns them (Llama, Mistral, Qwen, Gemma, Phi, GPT-NeoX and their like)."
-)
-_stream: ContextVar["Stream | None"] = ContextVar("mechsink_stream", default=None)
 
 
 class Stream:
@@ -74,7 +66,7 @@ class Stream:
             )
         self.model = model
         self.policies: list[Policy] = given
-        self._view, self._rotation, self._n_ctx, n_layers = _streaming_view(model)
+        self._view, self._rotation, self._n_ctx, n_layers = streaming_view(model)
         self._local: int | None = None  # the narrowest window of the model's own
         self._calls = 0
         self._caches = [[SlotCache(p) for p in given] for _ in range(n_layers)]
@@ -200,7 +192,7 @@ class Stream:
     def _step(self, tokens: Tensor) -> Tensor:
         rows = tokens.repeat(len(self.policies), 1)
         self._calls = 0
-        before = _stream.set(self)
+        before = reading.set(self)
         try:
             with torch.no_grad():
                 # At position 0 nothing is turned: keys arrive as they are cached.
@@ -208,9 +200,9 @@ class Stream:
                     rows, position_ids=torch.zeros_like(rows), use_cache=False
                 ).logits
         finally:
-            _stream.reset(before)
+            reading.reset(before)
         if self._calls != len(self._caches):
-            raise _refusal(self.model, "its attention code can't be entered")
+            raise refusal(self.model, "its attention code can't be entered")
         self.n_seen += tokens.shape[1]
         return logits.unflatten(0, (len(self.policies), -1))
 
@@ -304,73 +296,5 @@ def _prove(model: Model) -> int | None:
         own = plain.model(tokens, use_cache=False).logits
     close = max(1e-3, 20 * torch.finfo(plain.dtype).eps)
     if not (torch.cat(pieces, dim=1) - own).abs().max() <= close * own.abs().max():
-        raise _refusal(model, "reading it so does not give its own logits")
+        raise refusal(model, "reading it so does not give its own logits")
     return first._local
-
-
-def _streaming_view(model: Any) -> tuple[Any, Rotation, int, int]:
-    """The model with our attention, its rotary angles, its context, its layers."""
-    plain = getattr(model, "plain", None)
-    if not isinstance(plain, PlainModel):
-        raise _refusal(model, f"a {type(model).__name__} has no rotary positions")
-    _register()
-    view: Any = shared_view(plain.model)
-    rotary = getattr(view.get_decoder(), "rotary_emb", None)
-    if rotary is None:
-        raise _refusal(model, "its positions are learned, ALiBi or none")
-    kind = str(getattr(rotary, "rope_type", "default"))
-    if "dynamic" in kind or "longrope" in kind:
-        raise _refusal(model, f"its angles depend on the text's length ({kind})")
-    if "position_ids" not in inspect.signature(view.forward).parameters:
-        raise _refusal(model, "it takes no position ids")
-    try:
-        rotary(torch.zeros(1), torch.zeros(1, 1, dtype=torch.long))
-    except Exception as error:
-        raise _refusal(model, "its layers turn by different angles") from error
-    with quiet_transformers():
-        view.set_attn_implementation(IMPLEMENTATION)
-    rotation = Rotation(rotary, plain.dtype)
-    return view, rotation, plain.n_ctx, len(plain.blocks)
-
-
-def _refusal(model: Model, why: str) -> ValueError:
-    plain: Any = getattr(model, "plain", None)
-    kind = type(plain.model).__name__ if plain is not None else type(model).__name__
-    return ValueError(f"Stream: {model.name} ({kind}) can't stream: {why}. {ALLOWED}")
-
-
-@functools.cache
-def _register() -> None:
-    """Make our function known to transformers; it does its own masking."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(IMPLEMENTATION, _attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
-
-
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-def _attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    s_aux: Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    stream = _stream.get()
-    assert stream is not None, "the view belongs to a stream alone"
-    if s_aux is not None:
-        raise _refusal(stream.model, "it has learned sink logits")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = stream.attend(
-        module.layer_idx, query, key, value, scale, softcap, sliding_window
-    )
-    return out.transpose(1, 2).contiguous(), None
