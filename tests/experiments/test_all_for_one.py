@@ -313,14 +313,21 @@ def test_a_toy_trained_to_peek_in_layer_2_is_found_out(planted_sums: TrainRun) -
 
 
 @pytest.mark.slow
-def test_a_toy_trained_freely_has_no_all_for_one(tmp_path: Path) -> None:
-    run = train(TASK, PRESETS["sums-free-small"], tmp_path, seed=0)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_toy_trained_freely_can_not_wait(seed: int, tmp_path: Path) -> None:
+    """Over ten seeds: .906 to 1 kept at wait 0, .24 to .54 at wait 1.
+
+    Whether wait 0 passes 95 % differs between seeds, and between kinds of CPU.
+    """
+    run = train(TASK, PRESETS["sums-free-small"], tmp_path, seed=seed)
     model = ToyModel(run.model(), TASK)
     found = search_all_for_one(model, TRAINED_SUMS)
     assert found.meta["settings"]["full_accuracy"] > 0.9
-    assert not found.found and "No All-for-One" in found.message
-    assert found.table["kept"].max() < 0.95
-    assert found.table["high"].notna().all()
+    waits = found.table.set_index("wait")
+    assert waits.index.tolist() == [0, 1, 2, 3]
+    assert (waits.loc[1:, "high"] < 0.85).all()
+    assert found.found == (waits.loc[0, "train_kept"] >= 0.95)
+    assert found.wait in (None, 0)
 
 
 @pytest.mark.slow
