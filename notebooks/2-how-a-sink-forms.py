@@ -59,7 +59,7 @@ final = {
     name: timeline.final(name)["value"].mean()
     for name in ("bos_markov", "bos_trigger", "previous_trigger", "value_ratio")
 }
-{name: round(value, 3) for name, value in final.items()}
+{name: round(float(value), 3) for name, value in final.items()}
 
 # %% [markdown]
 # ## One head, two states

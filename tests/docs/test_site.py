@@ -102,6 +102,18 @@ def test_names_in_the_table_of_systems_lead_to_their_documentation(
     assert not bare
 
 
+def test_every_notebook_is_a_page_with_its_figures(site: dict[Path, Page]) -> None:
+    pages = {path.stem: path for path in site if path.parent.name == "notebooks"}
+    for source in (ROOT / "notebooks").glob("*.ipynb"):
+        path = pages.pop(source.stem)
+        kept = source.read_text(encoding="utf-8").count('"image/png"')
+        figures = [u for u in site[path].fetched if u.startswith(source.stem)]
+        assert kept == len(figures) and 'class="output' in site[path].text
+        for figure in figures:
+            assert (path.parent / figure).read_bytes().startswith(b"\x89PNG")
+    assert [*pages] == ["index"]
+
+
 def test_links_within_the_site_arrive(site: dict[Path, Page]) -> None:
     lost = []
     for path, page in site.items():
@@ -133,7 +145,8 @@ def test_in_a_browser_from_the_file_system(site: dict[Path, Page]) -> None:
     folder = min(site, key=lambda path: len(path.parts)).parent
     browser = Browser()
     try:
-        for name, width in (("start", 1280), ("systems", 390), ("api/sinks", 390)):
+        phone = ("systems", "api/sinks", "notebooks/1-sinks-in-a-real-model")
+        for name, width in (("start", 1280), *((name, 390) for name in phone)):
             browser.open((folder / f"{name}.html").as_uri(), width=width)
             away = [u for u in browser.requests() if not u.startswith("file:")]
             assert not [u for u in away if not u.startswith(("data:", "about:"))]

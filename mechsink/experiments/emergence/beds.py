@@ -59,6 +59,7 @@ _BOS = "<s>, known by its content, stands first: the sink stays there"
 _BARE = "one layer sees no first token without <s>: nothing but its position tells it"
 _RIVAL = "<s> stays and serves as well as the bias, so either may take the sink"
 _ONE = "one layer finds the token before by position alone"
+_CONSTRUCTED = "partly by construction: fewer queries see position 0"
 _PROXY = "score of |A| / sum |A|, as in the source"
 _UNNORMALISED = {
     f"{name}: no sink": _PROXY
@@ -93,8 +94,7 @@ BIGRAM = Bed(
         "Random tokens at 0 and 1: it moves to 2": _BARE,
         "Prefix of 5: a sink among its tokens but the first": _BOS,
         "Prefix of 5 without <s>: a sink among its tokens": _BARE,
-        "A smaller window: a weaker sink":
-            "partly by construction: fewer queries see position 0",
+        "A smaller window: a weaker sink": _CONSTRUCTED,
         "none positions: a sink": _ONE + ", and NoPE gives none",
         "alibi positions: a sink":
             _ONE + ", and one head's ALiBi takes off .004 a token",
@@ -114,12 +114,27 @@ def _large_source(**options: Any) -> SourceText:
     return SourceText.from_library(4000, with_tests=True, **options)
 
 
+_FEW = "2.6 million tokens read; the source: 5 billion"
+_SEEDS = "the seeds differ: .15, .28 and .45 at the base"
+_WEAK = "the base itself has no firm sink: .29 [-.08, .66]"
 _TEXT_NOTES = {
+    "A larger learning rate: a stronger sink": _SEEDS,
+    "More steps: a stronger sink": _SEEDS,
     "More data: a stronger sink": "few windows are learnt by heart (held-out loss 6.4)",
     "Weight decay of .5 against 0: a stronger sink":
         "lr x decay x steps is three times the published",
-    "No <s>: the sink is on the first token":
-        "2.6 million tokens read; the source: 5 billion",
+    "No <s>: the sink is on the first token": _FEW,
+    "<s> at 5: the sink is there, not at 0": "the seeds differ: .24, .43 and .99",
+    "Prefix of 5: a sink among its tokens but the first":
+        "<s> stays at 0 and keeps what there is: .22 [.12, .31]",
+    "Prefix of 5 without <s>: a sink among its tokens": _FEW,
+    "A smaller window: a weaker sink": _CONSTRUCTED,
+    **{f"{name} positions: a sink": _WEAK
+       for name in ("none", "learned", "sinusoidal", "alibi", "relative")},
+    "v-bias: still on the first token": _WEAK,
+    "sigmoid-sum: a sink": "the seeds differ; all three above .28",
+    "elu-features-sum: a sink": "the seeds differ; all three above .28",
+    **dict.fromkeys(_RIVALS, "little to take: the base itself has .29 [-.08, .66]"),
     **_UNNORMALISED,
 }  # fmt: skip
 
@@ -150,7 +165,7 @@ TEXT_GPU = replace(
     data=("1000", "10000", "100000"),
     window=("16", "64", "128"),
     seeds=1,
-    notes=_UNNORMALISED,
+    notes={"A smaller window: a weaker sink": _CONSTRUCTED, **_UNNORMALISED},
 )
 
 BEDS = {bed.name: bed for bed in (BIGRAM, TEXT, TEXT_GPU)}
