@@ -102,10 +102,11 @@ swaps = swaps.pivot(index="swap", columns="measure", values="value")
 swaps.round(3)
 
 # %% [markdown]
-# *All to sink*: with every query resting on `<s>` the other tokens lose nothing, so
-# there the head really does nothing. *Masked sink*: with `<s>` hidden they lose,
-# because the head must look elsewhere and reads what it should not. Triggers do not
-# notice that the sink is gone. The sink is the head's off switch.
+# *All to sink*: with every query resting on `<s>` triggers lose more than six nats, the
+# other tokens about a hundredth of one: there the head does next to nothing. *Masked
+# sink*: with `<s>` hidden the others lose, because the head must look elsewhere and
+# reads what it should not. Triggers do not notice that the sink is gone. The sink is
+# the head's off switch.
 #
 # ## The claim, checked
 
@@ -121,7 +122,8 @@ assert learned < rested  # it works before it rests
 none, rest, hidden = (
     swaps.loc[name] for name in ("none", "all to sink", "masked sink")
 )
-assert rest["markov_excess"] < none["markov_excess"] + 0.01  # resting is doing nothing
-assert rest["trigger_excess"] > 1  # where there is work, it is not done
+lost = rest - none
+assert lost["trigger_excess"] > 1  # where there is work, it is not done
+assert lost["markov_excess"] < lost["trigger_excess"] / 100  # elsewhere there is none
 assert hidden["markov_excess"] > none["markov_excess"]  # no off switch
 folder.cleanup()
