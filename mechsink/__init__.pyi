@@ -52,9 +52,9 @@ from .experiments.all_for_one.experiment import waiting_baselines as waiting_bas
 from .experiments.all_for_one.search import AllForOneSearch as AllForOneSearch
 from .experiments.all_for_one.search import search_all_for_one as search_all_for_one
 from .experiments.all_for_one.search import transfer as transfer
-from .experiments.choices.experiment import MultipleChoiceResult as MultipleChoiceResult
 from .experiments.choices.experiment import multiple_choice as multiple_choice
 from .experiments.choices.prompts import Choices as Choices
+from .experiments.choices.result import MultipleChoiceResult as MultipleChoiceResult
 from .experiments.dynamics.study import SinkDynamics as SinkDynamics
 from .experiments.dynamics.study import sink_dynamics as sink_dynamics
 from .experiments.emergence.study import EmergenceStudy as EmergenceStudy

@@ -2,11 +2,9 @@
 
 Patching pairs positions, so the two prompts of a pair must have equally many
 tokens; pairs among themselves may differ in length and are grouped by it.
-May import: sites, run.
+May import: sites, run, prompt_lines.
 """
 
-import json
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +14,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechsink.prompt_lines import KEYS, read_pairs
 from mechsink.run import Model
 
 Texts = Sequence[str]
 Rows = Int[Tensor, "prompt _"] | Sequence[Int[Tensor, " _"]]
-KEYS = ("clean", "corrupted", "answer", "wrong")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,30 +134,7 @@ class PromptPairs:
             ValueError: a line is no such object (the message names the line), or no
                 line is one.
         """
-        rows: list[dict[str, str]] = []
-        bad: list[ValueError] = []
-        # Bytes, and no splitlines: text may hold characters that it takes for ends.
-        for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
-            if not line.strip():
-                continue
-            row = _pair(line.removeprefix(b"\xef\xbb\xbf"))
-            if isinstance(row, str):
-                bad.append(_bad_line(path, number, row))
-                if not skip_bad:
-                    raise bad[0]
-            else:
-                rows.append(row)
-        if not rows:
-            found = f"{len(bad)} lines, none of them a pair" if bad else "no lines"
-            raise ValueError(
-                f"PromptPairs: {path} has {found}. Write one pair a line."
-            ) from (bad[0] if bad else None)
-        if bad:
-            warnings.warn(
-                f"PromptPairs: left out {len(bad)} of {len(bad) + len(rows)} lines. "
-                f"The first: {bad[0]}",
-                stacklevel=2,
-            )
+        rows = read_pairs(path, skip_bad=skip_bad)
         clean, corrupted, answers, wrong = ([r[k] for r in rows] for k in KEYS)
         return cls(clean, corrupted, answers, wrong)
 
@@ -341,29 +316,3 @@ def _pad(model: Model) -> int | None:
 
 def _special(model: Model, name: str) -> int | None:
     return getattr(getattr(model, "tokenizer", None), name, None)
-
-
-def _pair(line: bytes) -> dict[str, str] | str:
-    """The pair that a line holds, or why it holds none."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return "it is not UTF-8"
-    except (ValueError, RecursionError) as error:
-        return f"it is not JSON ({error})"
-    if not isinstance(row, dict):
-        return f"it holds a {type(row).__name__}"
-    for key in KEYS:
-        if not isinstance(row.get(key), str):
-            return f"{key!r} is {ascii(row.get(key))[:60]}"
-        if not row[key].isascii() and re.search("[\ud800-\udfff]", row[key]):
-            return f"{key!r} holds half a character, {ascii(row[key])[:60]}"
-    return {key: row[key] for key in KEYS}
-
-
-def _bad_line(path: Path | str, number: int, what: str) -> ValueError:
-    return ValueError(
-        f"PromptPairs: line {number} of {path} is no pair: {what}. Each line must be "
-        'like {"clean": "...", "corrupted": "...", "answer": " Paris", '
-        '"wrong": " Rome"}.'
-    )

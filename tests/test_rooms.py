@@ -15,6 +15,7 @@ ROOMS = [
     "provenance",
     "intervals",
     "progress",
+    "prompt_lines",
     "prompts",
     "slots",
     "metrics",

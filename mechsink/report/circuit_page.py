@@ -47,8 +47,30 @@ NAMES = {
 }
 
 
+class CircuitPaged(PagedResult):
+    """A paged result that holds a circuit, which is saved with it."""
+
+    @property
+    def circuit(self) -> Circuit:
+        """The circuit itself."""
+        raise NotImplementedError
+
+    def save_drawn(self, folder: Path | str, drawn: Drawn) -> Path:
+        """Tables, meta.json, circuit.json, circuit.graphml, figures and the page.
+
+        Args:
+            folder: new, or to be filled.
+            drawn: figures that `draw` made.
+        """
+        folder = super().save_drawn(folder, drawn)
+        circuit = self.circuit
+        circuit.save(folder / "circuit.json")
+        circuit.save(folder / "circuit.graphml")
+        return folder
+
+
 @dataclass(frozen=True, eq=False)
-class CircuitReport(PagedResult):
+class CircuitReport(CircuitPaged):
     """A circuit with a page.
 
     `table`: as `Circuit.table` (source, target, score, source_layer, target_layer; low,
@@ -160,19 +182,6 @@ class CircuitReport(PagedResult):
             notes=self._notes(circuit),
             scripts=(SCRIPT,),
         )
-
-    def save_drawn(self, folder: Path | str, drawn: Drawn) -> Path:
-        """Tables, meta.json, circuit.json, circuit.graphml, figures and the page.
-
-        Args:
-            folder: new, or to be filled.
-            drawn: figures that `draw` made.
-        """
-        folder = super().save_drawn(folder, drawn)
-        circuit = self.circuit
-        circuit.save(folder / "circuit.json")
-        circuit.save(folder / "circuit.graphml")
-        return folder
 
     def _summary(self, circuit: Circuit) -> str:
         meta = self.meta

@@ -4,7 +4,6 @@ May import: rooms up to circuits.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ from mechsink.attribution.edge_scores import EdgeScores
 from mechsink.attribution.wires import Wires
 from mechsink.circuits.faithfulness_curve import FaithfulnessCurve
 from mechsink.circuits.graph import Circuit
-from mechsink.report.circuit_page import circuit_report
+from mechsink.report.circuit_page import CircuitPaged, circuit_report
 from mechsink.report.html import Page, Plot
-from mechsink.report.paged import Drawn, PagedResult
+from mechsink.report.paged import Drawn
 from mechsink.report.svg import inline_svg
 
 Estimate = list[float | None]
@@ -25,7 +24,7 @@ Estimate = list[float | None]
 
 
 @dataclass(frozen=True, eq=False)
-class EdgeReport(PagedResult):
+class EdgeReport(CircuitPaged):
     """Scores of all edges, the circuit of the strongest, and how faithful it is.
 
     `table`: as in `EdgeScores`, and in_circuit. `points`: the faithfulness curve, as
@@ -166,19 +165,6 @@ class EdgeReport(PagedResult):
         from mechsink.report.edge_page import edge_page  # it writes of this type
 
         return edge_page(self, drawn or self.draw())
-
-    def save_drawn(self, folder: Path | str, drawn: Drawn) -> Path:
-        """Tables, meta.json, circuit.json, circuit.graphml, figures and the page.
-
-        Args:
-            folder: new, or to be filled.
-            drawn: figures that `draw` made.
-        """
-        folder = super().save_drawn(folder, drawn)
-        circuit = self.circuit
-        circuit.save(folder / "circuit.json")
-        circuit.save(folder / "circuit.graphml")
-        return folder
 
 
 def _floats(estimate: Estimate) -> list[float]:

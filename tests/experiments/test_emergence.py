@@ -81,7 +81,7 @@ def test_trend_table_of_planted_runs():
     at = {name: {0: score} for name, score in names.items()}
     scores = planted({}, {**at, "no bos": {0: 0.05}, "bos at 2": {0: 0.02, 2: 0.6}})
     scores = Scores(pd.DataFrame(columns=["setting", "seed"]), scores.positions)
-    table = trend_table(scores, BIGRAM).set_index("trend")
+    table = trend_table(scores, BIGRAM, BIGRAM.base).set_index("trend")
     assert table["verdict"].to_dict() == {
         "Weight decay of 5: no sink": "unconfirmed",
         "No <s>: the sink is on the first token": "disagree",
@@ -95,13 +95,29 @@ def test_trend_table_of_planted_runs():
     assert table.loc["elu: no sink", "measured"] == pytest.approx(0.295)
 
 
+def test_figures_in_notes_are_those_of_the_run():
+    """Seeds differ by .01; the strongest head is .05 above the mean."""
+    levels = {"base": {0: 0.25}, "v-bias": {0: 0.1}, "sigmoid-sum": {0: 0.4}}
+    scores = planted({}, {**levels, "no bos": {0: 0.05}})
+    scores = Scores(pd.DataFrame(columns=["setting", "seed"]), scores.positions)
+    quick = trend_table(scores, BEDS["text"], BEDS["text"].quick)
+    notes = quick.set_index("trend")["note"]
+    assert notes["v-bias: still on the first token"] == (
+        "the base itself: 0.3 [0.275, 0.325]"
+    )
+    assert notes["sigmoid-sum: a sink"] == "the seeds: 0.44, 0.45, 0.46"
+    read = 600 * 8 * 64 / 1e6
+    assert notes["No <s>: the sink is on the first token"].startswith(f"{read:.1f} mil")
+    assert not quick["note"].str.contains("{", regex=False).any()
+
+
 @pytest.mark.parametrize("bed", BEDS.values(), ids=list(BEDS))
 def test_every_trend_reads_settings_that_are_there(bed):
     names = {name for settings in knobs(bed).values() for name in settings}
     positions = {name: dict.fromkeys(range(10), 0.1) for name in names}
     scores = planted(dict.fromkeys(names, 0.2), positions)
     runs = scores.runs.assign(bos_in_view=0.3, oldest_in_view=0.1)
-    table = trend_table(Scores(runs, scores.positions), bed)
+    table = trend_table(Scores(runs, scores.positions), bed, bed.base)
     assert len(table) == len(trends(bed))
     assert set(table["knob"]) == set(knobs(bed))
     window = table[table["trend"].str.startswith("Window of 16")].iloc[0]

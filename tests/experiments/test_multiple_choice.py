@@ -10,12 +10,10 @@ import pytest
 import torch
 
 from mechsink.experiments.choices.categories import attention_statistics, category
-from mechsink.experiments.choices.experiment import (
-    MultipleChoiceResult,
-    multiple_choice,
-)
+from mechsink.experiments.choices.experiment import multiple_choice
 from mechsink.experiments.choices.nodes import patched_effects, sender
 from mechsink.experiments.choices.prompts import Choices, LabelIsRight, LabelMargin
+from mechsink.experiments.choices.result import MultipleChoiceResult
 from mechsink.interventions.paths import path_patch
 from mechsink.models.toy import ToyModel
 from mechsink.run import Run

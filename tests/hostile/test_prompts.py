@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from hypothesis import strategies as st
 
-from mechsink.prompts import KEYS, PromptPairs
+from mechsink.prompt_lines import KEYS
+from mechsink.prompts import PromptPairs
 from tests.hostile.cases import hostile
 from tests.hostile.clear import is_refused, tried
 from tests.hostile.small import D_VOCAB, PAD, characters

@@ -168,7 +168,8 @@ def emergence(
     )
     table, positions = _split(found)
     scores = Scores(by_run(table), positions)
-    claims, trends = as_claims(claims_of(scores, on, quick)), trend_table(scores, on)
+    claims = as_claims(claims_of(scores, on, quick))
+    trends = trend_table(scores, on, setting(on, "base", quick).preset)
     return EmergenceStudy(table, {**meta, "bed": bed}, claims, positions, trends)
 
 

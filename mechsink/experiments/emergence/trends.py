@@ -29,7 +29,9 @@ from mechsink.experiments.emergence.scores import (
     strongest,
 )
 from mechsink.experiments.emergence.settings import POSITIONS
+from mechsink.experiments.grids.seeds import cell
 from mechsink.intervals import student_t
+from toy_tasks import Preset
 
 Source = Literal["README", "figure", "abstract of 2410.13835", "unconfirmed"]
 Side = Literal["above", "below"]
@@ -39,7 +41,8 @@ Side = Literal["above", "below"]
 class Trend:
     """One published trend and how it is asked of this bed.
 
-    `note`: how the bed differs from a language model, or what to keep in mind.
+    `note`: how the bed differs from a language model, or what to keep in mind; {base},
+    {seeds} and {tokens} in it become the run's own figures (`trend_table`).
     """
 
     knob: str
@@ -162,8 +165,8 @@ def verdict(values: Sequence[float], side: Side, bound: float) -> str:
     return "unresolved"
 
 
-def trend_table(scores: Scores, bed: Bed) -> pd.DataFrame:
-    """A row for each trend whose settings were trained.
+def trend_table(scores: Scores, bed: Bed, preset: Preset) -> pd.DataFrame:
+    """A row for each trend whose settings were trained, `preset` being the base.
 
     Returns:
         knob, trend, published, source, unit, measured (mean over seeds), low, high,
@@ -171,6 +174,9 @@ def trend_table(scores: Scores, bed: Bed) -> pd.DataFrame:
         "unconfirmed", whatever was measured.
     """
     rows = []
+    base = strongest("base")(scores).tolist()
+    of_base = cell(float(np.mean(base)), *student_t(base)) if base else "not trained"
+    read = preset.steps * preset.batch * preset.model.n_ctx
     for one in trends(bed):
         values = one.value(scores).tolist()
         if not values:
@@ -192,7 +198,11 @@ def trend_table(scores: Scores, bed: Bed) -> pd.DataFrame:
                 "high": high,
                 "wanted": f"{sign} {one.bound:g}",
                 "verdict": judged,
-                "note": one.note,
+                "note": one.note.format(
+                    base=of_base,
+                    tokens=f"{read / 1e6:.1f} million",
+                    seeds=", ".join(f"{value:.2g}" for value in values),
+                ),
             }
         )
     columns = ["knob", "trend", "published", "source", "unit", "measured", "low",
