@@ -27,6 +27,7 @@ from tests.drawn_results import MADE
 from tests.kernel import run_cells
 
 WITHOUT_PLOT = {
+    "CircuitPaged": "what reports with a circuit share; each draws its own",
     "PagedResult": "what reports share; each draws its own",
     "Study": "what experiments share; each draws its own",
 }
